@@ -37,7 +37,8 @@ class Conditioning(nn.Module):
 
     def row(self, layer: VirtualLayer, dtype: torch.dtype) -> Row:
         "What `layer` is given, in the stream's dtype."
-        row = Row(self.attn_scale[layer.cond], self.mlp_scale[layer.cond], self.resid_mix[layer.cond], self.q_gain[layer.gain])
+        scales = self.attn_scale[layer.cond], self.mlp_scale[layer.cond]
+        row = Row(*scales, self.resid_mix[layer.cond], self.q_gain[layer.gain])
         return Row(*(part.to(dtype) for part in row))
 
     def film(self, x: Float[Tensor, "B T D"], layer: VirtualLayer) -> Float[Tensor, "B T D"]:
@@ -53,12 +54,16 @@ class Skips(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, dim))
         self.gate = nn.Parameter(torch.empty(rows, dim)) if gated else None
 
-    def forward(self, x: Float[Tensor, "B T D"], source: Float[Tensor, "B T D"], skip: Skip) -> Float[Tensor, "B T D"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],         # stream
+        source: Float[Tensor, "B T D"],    # output of the earlier virtual layer
+        skip: Skip,                        # the edge: which row, and is it gated?
+    ) -> Float[Tensor, "B T D"]:
         "Add `source` to the stream, or blend them where the edge is gated."
         read = self.weight[skip.row].to(x.dtype)*source
         if not skip.gated: return x + read
-        g = torch.sigmoid(self.gate[skip.row]).to(x.dtype)
-        return g*x + (1 - g)*read
+        return torch.lerp(read, x, torch.sigmoid(self.gate[skip.row].to(x.dtype)))
 
 # %% ../nbs/06_conditioning.ipynb #0a14ebf8
 def phase_mix(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARD_MAGIC', 'SHARD_VERSION', 'SOTU_VERSION', 'SOTU_FINGERPRINT', 'DataError', 'write_shard', 'read_shard',
-           'Document', 'Corpus', 'sotu', 'folder', 'overlap', 'Dataset', 'cache_folder', 'prepare', 'TokenStream',
+           'Document', 'Corpus', 'sotu', 'folder', 'overlap', 'Dataset', 'cache_folder', 'get_dataset', 'TokenStream',
            'SequentialLoader', 'ShuffledLoader', 'fineweb', 'compressor_bpb']
 
 # %% ../nbs/03_data.ipynb #b3482eb9
@@ -346,7 +346,7 @@ def _cached(corpus, vocab, cache):
     return _open_dataset(final, vocab)
 
 # %% ../nbs/03_data.ipynb #bfe11bc0
-def prepare(
+def get_dataset(
     source: str = 'sotu',         # 'sotu', a folder of .txt files, or a folder of shards with their tokenizer
     vocab: int = 1024,            # number of tokens; for a folder of shards, that of its tokenizer
     cache: Path | None = None,    # where prepared texts are kept; None: the user's cache folder
@@ -566,7 +566,7 @@ def fineweb(
     into: str | Path | None = None,  # folder for the files; None: fineweb in the user's cache folder
     repo: str = 'willdepueoai/parameter-golf',  # dataset repository
     prefix: str = '',             # beginning of the path there, if it holds several such folders
-) -> Path:                        # folder of shards, for `prepare`
+) -> Path:                        # folder of shards, for `get_dataset`
     "Download public contest shards and their tokenizer; files that are there already are not fetched again."
     try:
         import huggingface_hub

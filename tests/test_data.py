@@ -22,8 +22,8 @@ from golf_nb.data import (
     ShuffledLoader,
     TokenStream,
     folder,
+    get_dataset,
     overlap,
-    prepare,
     read_shard,
     sotu,
     write_shard,
@@ -183,7 +183,7 @@ def slow(documents, vocab):
     time.sleep(float(sys.argv[4]))
     return real(documents, vocab)
 data.train_tokenizer = slow
-d = data.prepare(sys.argv[1], 300, Path(sys.argv[2]))
+d = data.get_dataset(sys.argv[1], 300, Path(sys.argv[2]))
 print(d.fingerprint, d.tokenizer.fingerprint, len(d.val_tokens()), *(p.stat().st_size for p in d.train))
 '''
 
@@ -218,7 +218,7 @@ def test_processes_that_start_together_share_one_build(texts, tmp_path):
     cache, marks = tmp_path/'cache', tmp_path/'marks'
     said = {finish(p) for p in [start(texts, cache, marks, .5) for _ in range(4)]}
     assert len(said) == 1 and built(marks) == 1
-    found = prepare(str(texts), 300, cache)
+    found = get_dataset(str(texts), 300, cache)
     assert said.pop().split()[:2] == [found.fingerprint, found.tokenizer.fingerprint]
     assert len(visible(cache)) == 1 and not list(cache.glob('.*building*'))
 
@@ -233,7 +233,7 @@ def test_a_killed_builder_leaves_nothing_half_built(texts, tmp_path):
     assert visible(cache) == [] or built(tmp_path/'marks2')
     finish(waiting)
     assert len(visible(cache)) == 1 and not list(cache.glob('.*building*'))
-    assert prepare(str(texts), 300, cache).val_original_bytes > 0
+    assert get_dataset(str(texts), 300, cache).val_original_bytes > 0
 
 
 def test_a_builder_killed_while_it_writes(texts, tmp_path):
@@ -242,32 +242,32 @@ def test_a_builder_killed_while_it_writes(texts, tmp_path):
     code = '\n'.join(['import os, signal, sys', 'from pathlib import Path', 'from golf_nb import data',
                       'real = data.write_shard', 'def once(path, tokens):', '    real(path, tokens)',
                       '    os.kill(os.getpid(), signal.SIGKILL)', 'data.write_shard = once',
-                      'data.prepare(sys.argv[1], 300, Path(sys.argv[2]))'])
+                      'data.get_dataset(sys.argv[1], 300, Path(sys.argv[2]))'])
     command = [sys.executable, '-c', code, texts, cache]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert visible(cache) == [] and len(list(cache.glob('.*building*/*.bin'))) == 1
-    first = prepare(str(texts), 300, cache)
+    first = get_dataset(str(texts), 300, cache)
     assert len(visible(cache)) == 1 and not list(cache.glob('.*building*'))
-    assert first.fingerprint == prepare(str(texts), 300, tmp_path/'other').fingerprint
+    assert first.fingerprint == get_dataset(str(texts), 300, tmp_path/'other').fingerprint
     assert {p.name: p.read_bytes() for p in visible(cache)[0].iterdir()} == \
            {p.name: p.read_bytes() for p in visible(tmp_path/'other')[0].iterdir()}
 
 
 def test_a_second_call_builds_nothing(texts, tmp_path, monkeypatch):
-    first = prepare(str(texts), 300, tmp_path/'cache')
+    first = get_dataset(str(texts), 300, tmp_path/'cache')
     monkeypatch.setattr(data, '_build', None)
-    assert prepare(str(texts), 300, tmp_path/'cache').fingerprint == first.fingerprint
-    assert prepare(str(first.train[0].parent), 300).val_original_bytes == first.val_original_bytes
+    assert get_dataset(str(texts), 300, tmp_path/'cache').fingerprint == first.fingerprint
+    assert get_dataset(str(first.train[0].parent), 300).val_original_bytes == first.val_original_bytes
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'xdg'))
     assert data.cache_folder() == tmp_path/'xdg'/'golf_nb'
 
 
 def test_other_texts_are_another_dataset(texts, tmp_path):
-    first = prepare(str(texts), 300, tmp_path/'cache')
+    first = get_dataset(str(texts), 300, tmp_path/'cache')
     (texts/'new.txt').write_text('One message more.')
-    assert len({first.fingerprint, prepare(str(texts), 300, tmp_path/'cache').fingerprint,
-                prepare(str(texts), 301, tmp_path/'cache').fingerprint}) == 3
+    assert len({first.fingerprint, get_dataset(str(texts), 300, tmp_path/'cache').fingerprint,
+                get_dataset(str(texts), 301, tmp_path/'cache').fingerprint}) == 3
 
 
 def test_the_tokenizer_never_sees_validation_text(texts, tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_the_tokenizer_never_sees_validation_text(texts, tmp_path, monkeypatch):
         seen.extend(documents)
         return real(documents, vocab)
     monkeypatch.setattr(data, 'train_tokenizer', watched)
-    found, corpus = prepare(str(texts), 300, tmp_path/'cache'), folder(texts)
+    found, corpus = get_dataset(str(texts), 300, tmp_path/'cache'), folder(texts)
     assert sorted(seen) == sorted(d.text for d in corpus.train)
     encoded = lambda part: np.concatenate([found.tokenizer.encode_document(d.text) for d in part])
     assert np.array_equal(np.concatenate([read_shard(p) for p in found.train]), encoded(corpus.train))
@@ -287,19 +287,19 @@ def test_the_tokenizer_never_sees_validation_text(texts, tmp_path, monkeypatch):
 
 
 def test_long_text_goes_into_several_shards(texts, tmp_path, monkeypatch):
-    whole = prepare(str(texts), 300, tmp_path/'a')
+    whole = get_dataset(str(texts), 300, tmp_path/'a')
     monkeypatch.setattr(data, '_SHARD_MIN', 100)
-    cut = prepare(str(texts), 300, tmp_path/'b')
+    cut = get_dataset(str(texts), 300, tmp_path/'b')
     assert len(whole.train) == 1 and 1 < len(cut.train) <= 8
     tape = TokenStream(cut.train)
     assert np.array_equal(tape.read(0, tape.total), read_shard(whole.train[0]))
 
 
 def test_damage_to_a_dataset_is_found(texts, tmp_path):
-    found = prepare(str(texts), 300, tmp_path/'cache')
+    found = get_dataset(str(texts), 300, tmp_path/'cache')
     path, other = found.train[0].parent, found.tokenizer
     def refused(match):
-        with pytest.raises(ValueError, match=match) as error: prepare(str(texts), 300, tmp_path/'cache')
+        with pytest.raises(ValueError, match=match) as error: get_dataset(str(texts), 300, tmp_path/'cache')
         return one_line(error)
     for name, change in [('dataset.json', lambda raw: raw[:-9]), ('dataset.json', lambda raw: b'{}'),
                          ('dataset.json', lambda raw: b'[]'), (found.val[0].name, lambda raw: raw + b'..'),
@@ -313,38 +313,39 @@ def test_damage_to_a_dataset_is_found(texts, tmp_path):
     (path/'tokenizer.model').write_bytes(b'nonsense')
     refused('tokenizer.model')
     other.save(path/'tokenizer.model')
-    assert prepare(str(texts), 300, tmp_path/'cache').fingerprint == found.fingerprint
+    assert get_dataset(str(texts), 300, tmp_path/'cache').fingerprint == found.fingerprint
 
 
 def test_a_cache_that_cannot_be_written(texts, tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(DataError, match='XDG_CACHE_HOME'): prepare(str(texts), 300, tmp_path/'file'/'cache')
-    with pytest.raises(DataError, match='folder of shards'): prepare(str(tmp_path/'nowhere'))
+    cache = tmp_path/'file'/'cache'
+    with pytest.raises(DataError, match='XDG_CACHE_HOME'): get_dataset(str(texts), 300, cache)
+    with pytest.raises(DataError, match='folder of shards'): get_dataset(str(tmp_path/'nowhere'))
 
 
 def test_a_folder_with_an_unlucky_name(texts, tmp_path):
     unlucky = texts.rename(tmp_path/'my_train_[x] \u00e9')
-    found = prepare(str(unlucky), 300, tmp_path/'cache')
+    found = get_dataset(str(unlucky), 300, tmp_path/'cache')
     assert found.name == unlucky.name and len(found.train) == len(found.val) == 1
 
 
 def test_public_folders(texts, tmp_path):
     "The contest's download: datasets/NAME/*.bin and tokenizers/*.model, without dataset.json."
-    made = prepare(str(texts), 300, tmp_path/'cache')
+    made = get_dataset(str(texts), 300, tmp_path/'cache')
     public = tmp_path/'public'/'datasets'/'fineweb10B_sp300'
     public.mkdir(parents=True)
     write_shard(public/'fineweb_train_000000.bin', read_shard(made.train[0]))
-    with pytest.raises(DataError, match='_val_'): prepare(str(public), 300)
+    with pytest.raises(DataError, match='_val_'): get_dataset(str(public), 300)
     write_shard(public/'fineweb_val_000000.bin', made.val_tokens())
-    with pytest.raises(DataError, match=r'no \*.model'): prepare(str(public), 300)
+    with pytest.raises(DataError, match=r'no \*.model'): get_dataset(str(public), 300)
     (tmp_path/'public'/'tokenizers').mkdir()
     made.tokenizer.save(tmp_path/'public'/'tokenizers'/'fineweb_300_bpe.model')
-    found = prepare(str(public), 300)
+    found = get_dataset(str(public), 300)
     assert found.val_original_bytes is None and np.array_equal(found.val_tokens(), made.val_tokens())
     made.tokenizer.save(public/'own.model')
-    with pytest.raises(DataError, match='vocab: 512'): prepare(str(public), 512)
+    with pytest.raises(DataError, match='vocab: 512'): get_dataset(str(public), 512)
     write_shard(public/'fineweb_val_000000.bin', [1, 300])
-    with pytest.raises(DataError, match='id 300'): prepare(str(public), 300).val_tokens()
+    with pytest.raises(DataError, match='id 300'): get_dataset(str(public), 300).val_tokens()
 
 
 # --- the download, against a stand-in --------------------------------------------------------------------
@@ -604,7 +605,7 @@ def test_unigram_is_the_entropy(text):
 
 def test_a_tokenizer_is_found_by_its_size(texts, tmp_path):
     "Two tokenizers beside the shards: the one that was asked for is taken."
-    found = prepare(str(texts), 300, tmp_path/'cache')
+    found = get_dataset(str(texts), 300, tmp_path/'cache')
     other = data.train_tokenizer([d.text for d in folder(texts).train], 290)
     public = tmp_path/'both'
     public.mkdir()
@@ -612,4 +613,4 @@ def test_a_tokenizer_is_found_by_its_size(texts, tmp_path):
     write_shard(public/'x_val_0.bin', found.val_tokens())
     found.tokenizer.save(public/'b.model')
     Tokenizer(other).save(public/'a.model')
-    assert prepare(str(public), 300).tokenizer.fingerprint == found.tokenizer.fingerprint
+    assert get_dataset(str(public), 300).tokenizer.fingerprint == found.tokenizer.fingerprint
