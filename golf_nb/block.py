@@ -38,7 +38,7 @@ def fused_attention(
     k: Float[Tensor, "B T K Dh"],      # keys; K divides H
     v: Float[Tensor, "B T K Dh"],      # values
 ) -> Float[Tensor, "B T H Dh"]:        # each position's mix of values at or before it
-    "Attend by torch's one kernel: scores stay in fp32. It is what the originals ran, and slow in bf16 on a CPU."
+    "Attend by torch's own kernel, with scores in fp32, as the originals did; slow in bf16 on a CPU."
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)

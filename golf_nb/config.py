@@ -25,7 +25,7 @@ class Rope:
     base: float = 10000.                  # base of the frequencies
     period: Literal['dims', 'head'] = 'dims'  # exponent -2j/dims, or -2j/head_dim (#927: the fast half only)
     reference_len: int | None = None      # tokens; longer inputs rescale the base (#1406); None: never
-    rounding: Literal['none', 'frequency', 'table', 'position'] = 'none'  # what the run rounded to bf16 (notebook 05)
+    rounding: Literal['none', 'frequency', 'table', 'position'] = 'none'  # to bf16; see `layers`
 
 
 @dataclass(frozen=True)

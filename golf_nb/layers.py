@@ -41,7 +41,8 @@ def rotary_frequencies(
     "Compute how fast each pair of channels turns."
     dims = rope.dims or head_dim
     channel = torch.arange(0, dims, 2, dtype=torch.float32, device=device)
-    return _rounded(1. / rope.base**(channel / (dims if rope.period == 'dims' else head_dim)), rope, 'frequency')
+    period = dims if rope.period == 'dims' else head_dim
+    return _rounded(1. / rope.base**(channel / period), rope, 'frequency')
 
 
 def rotary_table(
@@ -51,7 +52,7 @@ def rotary_table(
     device: torch.device | str | None = None,
 ) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:  # cos and sin of the angles, fp32
     "Compute the angles by which each position turns."
-    if rope.reference_len and length > rope.reference_len:  # the originals computed this table afresh, in fp32
+    if rope.reference_len and length > rope.reference_len:  # the originals made this table afresh, in fp32
         dims = rope.dims or head_dim
         rescaled = rope.base*(length / rope.reference_len)**(dims / (dims - 2))
         rope = replace(rope, base=rescaled, rounding='none')

@@ -8,6 +8,7 @@ __all__ = ['PACKAGES', 'circumstances', 'read_log', 'draw_loss', 'draw_run', 'su
 # %% ../nbs/18_report.ipynb #28f39766
 import json
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +28,8 @@ def circumstances() -> dict:        # versions, commit, machine
     "Describe what a result may depend on besides its configuration."
     here = Path(__file__).parent if '__file__' in globals() else Path()
     def git(*words):
-        command = ['git', '-C', str(here), *words]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        if not shutil.which('git'): return ''
+        return subprocess.run(['git', '-C', str(here), *words], capture_output=True, text=True).stdout.strip()
     commit = git('rev-parse', 'HEAD')
     cpu = platform.processor() or platform.machine()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu

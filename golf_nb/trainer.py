@@ -67,7 +67,7 @@ class Run:
     dataset: Dataset
     process: Process
     model: Model
-    objective: nn.Module              # `model`'s loss; averages gradients where there are several processes
+    objective: nn.Module | None       # `model`'s loss; averages gradients where there are several processes
     optimizers: list[torch.optim.Optimizer]
     loader: SequentialLoader | ShuffledLoader
     step: int = 0
@@ -357,14 +357,18 @@ def train(
     say=print,                        # where messages go
 ) -> dict | None:                     # the report, on the first process; None elsewhere or when asked to stop
     "Train, quantize, score, and report one model."
-    if process.first and not again:
-        if (folder/'checkpoint').exists():
+    # before anything is written: the data may be wrong
+    dataset = get_dataset(config.data.source, config.model.vocab)
+    if process.first:
+        if (folder/'checkpoint').exists() and not again:
             raise TrainingError(f'{folder} holds a run already: choose another --out, '
                                 f'or continue it with --resume {folder}')
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder/'config.json', json.dumps(to_dict(config), indent=1).encode())
+        # half-written when a process was killed
+        for left in (folder/'checkpoint').glob('.*.safetensors.*'): left.unlink()
+        if not (folder/'config.json').exists():
+            write_atomically(folder/'config.json', json.dumps(to_dict(config), indent=1).encode())
     torch.use_deterministic_algorithms(config.deterministic)
-    dataset = get_dataset(config.data.source, config.model.vocab)
     run = start(config, dataset, process)
     if again and resume(run, folder): say(f'continuing at step {run.step}')
     if process.first: keep_log(folder, run.step)
@@ -380,4 +384,7 @@ def train(
     if not fit(run, folder, bytes_per_token):
         say(f'stopped at step {run.step}; continue with: python -m golf_nb.train --resume {folder}')
         return None
-    return finish(run, folder, bytes_per_token) if process.first else None
+    run.objective = None  # frees the threads that exchange gradients, while their process group is still there
+    report = finish(run, folder, bytes_per_token) if process.first else None
+    if process.world > 1: dist.barrier()  # nobody leaves while the first one still scores
+    return report
