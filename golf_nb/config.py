@@ -56,6 +56,7 @@ class Init:
     q_gain: float = 1.5                   # query gain
     ve_proj: float = 1.                   # factor on the value embedding's projection (#927: 1/sqrt(2 depth))
     side_std: float = 0.01                # of bigram and value embedding tables
+    bigram_zero: Literal['proj', 'table'] = 'proj'  # side of the bigram that starts at zero (#1406: table)
 
 # %% ../nbs/01_config.ipynb #cf2bc156
 @dataclass(frozen=True)

@@ -193,8 +193,8 @@ def initialize(
         for name, p in model.named_parameters():
             leaf = name.split('.')[-1]
             if name == 'embed': nn.init.normal_(p, std=init.embed_std)
+            elif name in ('head', f'bigram.{init.bigram_zero}'): nn.init.zeros_(p)
             elif name in ('bigram.table', 'value_embed.table'): nn.init.normal_(p, std=init.side_std)
-            elif name in ('head', 'bigram.proj'): nn.init.zeros_(p)
             elif leaf in ('o', 'down', 'gate', 'smear', 'film_beta'): nn.init.zeros_(p)
             elif name.startswith('blocks.') or leaf == 'proj': _matrix(p, init.linear)
             elif leaf == 'q_gain': nn.init.constant_(p, init.q_gain)

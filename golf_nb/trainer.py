@@ -384,7 +384,7 @@ def train(
     if not fit(run, folder, bytes_per_token):
         say(f'stopped at step {run.step}; continue with: python -m golf_nb.train --resume {folder}')
         return None
-    run.objective = None  # frees the threads that exchange gradients, while their process group is still there
+    run.objective = None  # its threads exchange gradients: end them while their process group is there
     report = finish(run, folder, bytes_per_token) if process.first else None
     if process.world > 1: dist.barrier()  # nobody leaves while the first one still scores
     return report
