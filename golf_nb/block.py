@@ -29,8 +29,7 @@ def causal_attention(
     v: Float[Tensor, "B T K Dh"],      # values
 ) -> Float[Tensor, "B T H Dh"]:        # each position's mix of values at or before it
     "Attend to this position and all before it, with scale 1/sqrt(Dh)."
-    runs = q.device.type == 'cpu' and q.dtype == torch.bfloat16
-    return _attention_by_runs(q, k, v) if runs else fused_attention(q, k, v)
+    return _attention_by_runs(q, k, v) if q.device.type == 'cpu' else fused_attention(q, k, v)
 
 
 def fused_attention(
@@ -45,9 +44,10 @@ def fused_attention(
 
 
 def _attention_by_runs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    "Attend by batched matrix products, a run of queries at a time; softmax in fp32."
+    "Attend by batched matrix products, a run of queries at a time; softmax in fp32 or wider."
     B, T, H, Dh = q.shape
     K, G, size = k.shape[2], H // k.shape[2], -(-T // RUNS)
+    wide = torch.promote_types(q.dtype, torch.float32)
     q = q.view(B, T, K, G, Dh).permute(0, 2, 3, 1, 4)                             # (B, K, G, T, Dh)
     k, v = k.transpose(1, 2), v.transpose(1, 2)                                   # (B, K, T, Dh)
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
@@ -56,7 +56,7 @@ def _attention_by_runs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         hi = min(lo + size, T)
         rows = q[..., lo:hi, :].reshape(B*K, G*(hi - lo), Dh)
         scores = torch.bmm(rows, k[:, :, :hi].reshape(B*K, hi, Dh).transpose(1, 2)).view(B*K, G, hi - lo, hi)
-        scores = (scores.float()*Dh**-0.5).masked_fill(future[lo:hi, :hi], float('-inf'))
+        scores = (scores.to(wide)*Dh**-0.5).masked_fill(future[lo:hi, :hi], float('-inf'))
         shares = torch.softmax(scores, dim=-1).to(q.dtype).view(B*K, G*(hi - lo), hi)
         outputs.append(torch.bmm(shares, v[:, :, :hi].reshape(B*K, hi, Dh)).view(B, K, G, hi - lo, Dh))
     return torch.cat(outputs, dim=3).permute(0, 3, 1, 2, 4).reshape(B, T, H, Dh)

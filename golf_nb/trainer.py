@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .artifact import save, write_atomically
 from .config import RunConfig, differences, from_dict, to_dict
-from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset
+from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset, read_shard
 from .evaluate import DTYPES
 from .model import Model, build, compile_parts, count_parameters
 from .optim import Muon, optimizers, set_rates
@@ -320,6 +320,7 @@ def finish(
             'tokens_per_second': tokens/max(run.seconds, 1e-9),
             'peak_mib': peak_mib(run.process.device),
         },
+        'train_tokens': sum(len(read_shard(path)) for path in run.dataset.train),
         'seed': config.seed,
         'processes': run.process.world,
         **circumstances(),
