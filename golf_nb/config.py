@@ -140,7 +140,8 @@ class RunConfig:
     steps: int | None = None              # budget in optimizer steps; None: in seconds
     seconds: float | None = 240.          # budget in seconds of training; ignored if steps is given
     seed: int = 1337                      # of the first weights
-    precision: Literal['bf16', 'fp32'] = 'bf16'  # of matrix products and the residual stream
+    # of matrix products and the residual stream; 'as-run': roundings and all of a public system's own run
+    precision: Literal['bf16', 'fp32', 'as-run'] = 'bf16'
     compile: bool = True                  # torch.compile, where there is a C++ compiler
     deterministic: bool = False           # same seed, same bits, on the same machine and number of processes
     log_every: int = 10                   # steps

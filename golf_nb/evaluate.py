@@ -25,12 +25,13 @@ from tqdm import tqdm
 from .artifact import load, write_atomically
 from .config import RunConfig, from_dict
 from .data import get_dataset
-from .model import Model, build
+from .model import Model, as_run, build
+from .presets import original
 from .quant import restore
 from .tokenizer import ByteTable
 
 # %% ../nbs/13_evaluate.ipynb #e3dc2e25
-DTYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32}  # of RunConfig.precision
+DTYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32, 'as-run': torch.bfloat16}  # of RunConfig.precision
 
 # %% ../nbs/13_evaluate.ipynb #9053ef7d
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def load_model(
     else: weights = load_file(folder/'checkpoint'/'weights.safetensors')
     model = build(config.model, device='meta').to_empty(device='cpu')
     model.load_state_dict(weights)
+    if config.precision == 'as-run': as_run(model, original(config.preset))
     return model.eval().requires_grad_(False), config
 
 

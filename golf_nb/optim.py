@@ -7,6 +7,8 @@ __all__ = ['COEFFICIENTS', 'CONTROLS', 'orthogonalize', 'Muon', 'shared_orthogon
            'rate_multiplier', 'momentum_at', 'set_rates']
 
 # %% ../nbs/10_optim.ipynb #d24778d1
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -69,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def shared_orthogonalize(
-    directions: list[Tensor],   # matrices of any shapes
+    directions: Sequence[Tensor],   # matrices of any shapes
     steps: int,                 # Newton-Schulz iterations
     dtype: torch.dtype,         # of the iterations
     rank: int,                  # this process

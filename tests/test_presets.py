@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from golf_nb.config import Init
+from golf_nb.data import get_dataset
 from golf_nb.interop import from_reference, reference_config, to_reference
 from golf_nb.model import build
 from golf_nb.presets import PRESETS, get
+from golf_nb.trainer import Process, mean_loss, start, train_step
 
 COMMON = {
     'vocab_size': 1024, 'model_dim': 256, 'tie_embeddings': True, 'logit_softcap': 30.0, 'rope_base': 10000.0}
@@ -101,3 +103,21 @@ def test_every_preset_has_a_card_and_full_and_mini_differ_only_in_size():
             for field in ('activation', 'ln_scale', 'smear', 'tied', 'softcap'):
                 assert getattr(full, field) == getattr(mini, field), name
             assert full.init.mix == mini.init.mix and full.init.q_gain == mini.init.q_gain
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'as-run'])
+@pytest.mark.parametrize('name', MINI)
+def test_a_preset_trains(name, precision):
+    "Three steps on the real corpus with the preset's own recipe, on the grid from the start."
+    config = get(name, 'mini')
+    config = replace(
+        config, precision=precision, compile=False, quant=replace(config.quant, qat=True, qat_start=0.),
+        data=replace(config.data, seq_len=64, batch_tokens=512))
+    run = start(config, get_dataset('sotu', config.model.vocab), Process())
+    assert (run.model.embed.dtype == torch.bfloat16) == (precision == 'as-run')
+    found = []
+    for step in range(3):
+        train_step(run, step/3)
+        found.append(mean_loss(run))
+    assert abs(found[0] - np.log(1024)) < 0.3 and all(np.isfinite(found))
+    assert len(set(found)) == 3 and run.model.fake_quant is not None
