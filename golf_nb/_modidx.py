@@ -321,6 +321,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'golf_nb.schedule.Schedule.__len__': ('schedule.html#schedule.__len__', 'golf_nb/schedule.py'),
                                   'golf_nb.schedule.Schedule.__post_init__': ( 'schedule.html#schedule.__post_init__',
                                                                                'golf_nb/schedule.py'),
+                                  'golf_nb.schedule.Schedule.__str__': ('schedule.html#schedule.__str__', 'golf_nb/schedule.py'),
                                   'golf_nb.schedule.Schedule._column': ('schedule.html#schedule._column', 'golf_nb/schedule.py'),
                                   'golf_nb.schedule.Schedule.blocks': ('schedule.html#schedule.blocks', 'golf_nb/schedule.py'),
                                   'golf_nb.schedule.Schedule.order': ('schedule.html#schedule.order', 'golf_nb/schedule.py'),

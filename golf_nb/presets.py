@@ -103,13 +103,15 @@ def _universal(schedule, dim, heads, kv_heads, vocab, buckets) -> ModelConfig:
         init=Init(linear='uniform', side_std=0.005))
 
 
-def _replay(schedule, dim, heads, kv_heads, vocab, buckets, side, ve_side, reference_len) -> ModelConfig:
+def _replay(
+    schedule, dim, heads, kv_heads, vocab, buckets, side, ve_side, reference, q_gain=5.,
+) -> ModelConfig:
     "The model of #1406 at some size."
     return ModelConfig(
         schedule=schedule, vocab=vocab, dim=dim, heads=heads, kv_heads=kv_heads, hidden=3*dim,
-        activation='leaky2', ln_scale=True, smear=True, rope=Rope(dims=16, reference_len=reference_len),
+        activation='leaky2', ln_scale=True, smear=True, rope=Rope(dims=16, reference_len=reference),
         bigram=Bigram(buckets, side, '1406', scale=0.05), value_embed=ValueEmbed(ve_side, scale=0.1),
-        init=Init(q_gain=5., bigram_zero='table'))
+        init=Init(q_gain=q_gain, bigram_zero='table'))
 
 
 def _loop3(schedule, dim, heads, kv_heads, vocab) -> ModelConfig:
@@ -161,6 +163,8 @@ MINI = {
     'hybrid': from_order([0] + 5*[1, 2] + [3], per_visit={'cond', 'gain'}),
     'universal': from_order(4*[0, 1, 2], film=True, site='after'),
     'replay': from_order([0, 1, 2, 3, 4, 5, 2, 3], unet=6, xsa=[4, 5], value_embed=[4, 5]),
+    'replay-s28': from_order(range(6), xsa=[4, 5], value_embed=[4, 5]),
+    'replay-s03': from_order(range(6), xsa=range(6), value_embed=[4, 5]),
     'loop3': from_order([0, 1] + 3*[2, 3] + [4, 5, 6], gated=True, xsa=range(11), parallel=[9, 10]),
     'loop3-flat': from_order(range(7), gated=True, xsa=range(7), parallel=[5, 6]),
 }
@@ -186,8 +190,8 @@ def original(
     name: str,     # of a preset
 ) -> int:          # number of the pull request
     "Find the public system that a preset comes from; `tiny` comes from none."
-    number = SOURCES.get(name.removesuffix('-as-claimed').removesuffix('-xsa-last4').removesuffix('-flat'))
-    if number is None: raise PresetError(f"preset {name!r} is no public system's: it has no precision 'as-run'")
+    number = SOURCES.get(name.split('-')[0])
+    if number is None: raise PresetError(f"preset {name!r} is no public system: it has no 'as-run' precision")
     return int(number.removeprefix('#'))
 
 # %% ../nbs/09_presets.ipynb #ac0a26ea
@@ -211,6 +215,14 @@ CARDS = {
         'PR #1406', '11 layers, then blocks 4 and 5 again; Hessian GPTQ',
         '1.0887 bpb (3 seeds, sd 0.0014, 8 H100, 599 s); logs, but trained on the validation text first',
         'not legal: ten epochs on validation before scoring'),
+    'replay-s28': Card(
+        'PR #1406, 28 March', 'replay without the replay: percentile int6, Muon-style score-first TTT',
+        '1.1179 bpb with TTT (3 seeds, sd 0.0002, 8 H100, 599 s); three logs',
+        'legal: scores before it adapts'),
+    'replay-s03': Card(
+        'PR #1406, 3 April', '11 layers, XSA in all, Hessian GPTQ on text the model wrote itself',
+        '1.1156 bpb sliding (3 seeds, sd 0.0005, 8 H100, 590 s); three logs',
+        'not a record; 202-207 s of self-generation after the 590 s'),
     'loop3': Card(
         'PR #1493', 'layers 3-5 run three times from 35 % of training, parallel residuals, SDClip GPTQ, TTT',
         '1.0810 bpb with TTT, 1.0827 sliding (3 seeds, sd 0.0002, 8 H100, 588 s); three logs',
@@ -232,6 +244,8 @@ def _loop3_pair(name: str) -> tuple:
     return full, _loop3(MINI[name], 256, 4, 2, 1024), 2048, 786_432
 
 
+_S28 = from_order(range(11), xsa=range(7, 11), value_embed=[9, 10])
+_S03 = from_order(range(11), xsa=range(11), value_embed=[9, 10])
 _SYSTEMS = {
     **{name: _cycle_pair(name) for name in ('cycle', 'cycle-as-claimed', 'cycle-xsa-last4')},
     'hybrid': (
@@ -243,6 +257,12 @@ _SYSTEMS = {
     'replay': (
         _replay(SYSTEMS['replay'], 512, 8, 4, 1024, 1536, 128, 128, 1024),
         _replay(MINI['replay'], 256, 4, 2, 1024, 512, 64, 64, 256), 2048, 786_432),
+    'replay-s28': (
+        _replay(_S28, 512, 8, 4, 1024, 1536, 128, 128, 1024, 1.5),
+        _replay(MINI['replay-s28'], 256, 4, 2, 1024, 512, 64, 64, 256, 1.5), 2048, 786_432),
+    'replay-s03': (
+        _replay(_S03, 512, 8, 4, 1024, 3072, 112, 128, 1024, 1.5),
+        _replay(MINI['replay-s03'], 256, 4, 2, 1024, 512, 56, 64, 256, 1.5), 2048, 786_432),
     **{name: _loop3_pair(name) for name in ('loop3', 'loop3-flat')},
 }
 PRESETS |= {name: _system(name, CARDS[name], *sizes) for name, sizes in _SYSTEMS.items()}

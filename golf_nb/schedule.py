@@ -68,6 +68,8 @@ class Schedule:
     def __len__(self) -> int: return len(self.layers)
     def __iter__(self): return iter(self.layers)
     def __getitem__(self, v: int) -> VirtualLayer: return self.layers[v]
+    def __str__(self) -> str:
+        return f'{folded(self.order)} ({len(self)} virtual layers, {self.blocks} blocks)'
 
     @cached_property
     def order(self) -> tuple[int, ...]: return tuple(self._column('block'))
