@@ -33,6 +33,7 @@ class Card:
     idea: str                # in one sentence
     reported: str            # score, seeds, hardware, and whether a log backs it
     status: str              # under the contest's rules
+    ours: str = 'not run'    # what this code reached, and where that is recorded
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _variant(name: str, schedule) -> RunConfig:
 
 PRESETS: dict[str, Preset] = {
     'tiny': Preset(
-        Card('golf_nb', 'four blocks, the middle two run twice', 'see the README', 'no contest entry'),
+        Card('golf_nb', 'four blocks, the middle two run twice', 'nothing', 'no contest entry',
+             'in the README, with its record'),
         {'mini': TINY}),
     'tiny-flat': Preset(
         Card('golf_nb', 'tiny without the loop: each block once', 'not run', 'no contest entry'),

@@ -7,6 +7,7 @@ __all__ = ['PACKAGES', 'circumstances', 'read_log', 'draw_loss', 'draw_run', 'su
 
 # %% ../nbs/18_report.ipynb #28f39766
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ def draw_loss(
     "Draw the training loss in bits per byte; the title says where it ended."
     steps = [line for line in log if 'nats' in line]
     figure, axes = plt.subplots(figsize=(6, 3.2), layout='constrained')
-    curve = [line['nats']/0.6931471805599453/bytes_per_token for line in steps]
+    curve = [line['nats']/math.log(2)/bytes_per_token for line in steps]
     axes.plot([line['step'] for line in steps], curve, lw=1, label='training text, each log interval')
     for name, style in (('post_quant', '--'), ('sliding', ':')):
         if not final: break
