@@ -22,8 +22,8 @@ def losses(config, steps, nudge):
         w = run.model.embed.data
         w[100, 0] = torch.nextafter(w[100, 0], torch.tensor(9.))
     found = []
-    for step in range(steps):
-        train_step(run, step/30)  # of a run of 30 steps
+    for _ in range(steps):
+        train_step(run)
         found.append(mean_loss(run))
     if world > 1: dist.destroy_process_group()
     return found

@@ -78,16 +78,27 @@ class Model(nn.Module):
         width, rows = K*(D // H), schedule.rows('value_embed')
         self.value_embed = ValueEmbedding(config.value_embed, config.vocab, width, rows) if rows else None
 
+    def grid(self) -> Callable[[str, Tensor], Tensor]:
+        "What is done to a named matrix before it is used: nothing, or quantization in training."
+        on = self.fake_quant is not None and (self.training or not self.fake_quant.only_in_training)
+        return self.fake_quant if on else lambda name, w: w
+
+    def block_weights(self, block: int, dtype: torch.dtype) -> Weights:
+        "The matrices of a block as they are used."
+        grid = self.grid()
+        return Weights(*(grid(f'blocks.{block}.{name}', getattr(self.blocks[block], name)).to(dtype)
+                         for name in Weights._fields))
+
     def used(self, dtype: torch.dtype | None = None) -> Used:
         "Every matrix as it is used: on its grid in training with quantization, and cast once."
-        on = self.fake_quant is not None and (self.training or not self.fake_quant.only_in_training)
-        grid, dtype = self.fake_quant if on else (lambda name, w: w), dtype or self.embed.dtype
+        dtype, grid = dtype or self.embed.dtype, self.grid()
         matrices = {}
         for name, p in self.named_parameters():
             role = parameter_role(name)
-            if role != 'control': matrices[name] = grid(name, p).to(dtype if role == 'matrix' else p.dtype)
-        blocks = tuple(Weights(*(matrices[f'blocks.{i}.{name}'] for name in Weights._fields))
-                       for i in range(len(self.blocks)))
+            if role == 'control' or name.startswith('blocks.'): continue
+            matrices[name] = grid(name, p).to(dtype if role == 'matrix' else p.dtype)
+        anew = getattr(grid, 'per_visit', False)
+        blocks = () if anew else tuple(self.block_weights(i, dtype) for i in range(len(self.blocks)))
         head = matrices['embed' if self.head is None else 'head'].to(dtype)
         return Used(matrices['embed'], head, matrices.get('bigram.table'), matrices.get('bigram.proj'),
                     matrices.get('value_embed.table'), matrices.get('value_embed.proj'), blocks)
@@ -121,13 +132,14 @@ class Model(nn.Module):
         context = Context(self.config, *angles, x0)
         extra = self.value_embed and self.value_embed(tokens, used.value_table, used.value_proj, dtype)
         if see: see(-1, 'x0', x0)
-        outputs = []
+        outputs, anew = [], getattr(self.grid(), 'per_visit', False)  # a matrix that differs in each visit
         for v, layer in enumerate(schedule):
             skip = layer.skip
             if skip and skip.site == 'before': x = self.skips(x, outputs[skip.source], skip)
             x = self.cond.film(x, layer)
             if see: see(v, 'in', x)
-            w = used.blocks[layer.block] if weights is None or weights[v] is None else weights[v]
+            w = weights[v] if weights is not None else None
+            if w is None: w = self.block_weights(layer.block, dtype) if anew else used.blocks[layer.block]
             row, embedded = layer.value_embed, None
             if row is not None: embedded = self.value_embed.scaled(extra, row)
             named = {'see': lambda name, part, v=v: see(v, name, part)} if see else {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from golf_nb.config import (
     Bigram,
+    Calibration,
     DataConfig,
     EvalConfig,
     Init,
@@ -19,6 +20,7 @@ from golf_nb.config import (
     OptimConfig,
     QuantConfig,
     Rope,
+    Rounding,
     RunConfig,
     ValueEmbed,
 )
@@ -123,20 +125,40 @@ def _loop3(schedule, dim, heads, kv_heads, vocab) -> ModelConfig:
         activation='leaky2', ln_scale=True, rope=Rope(dims=16), init=Init(q_gain=5.25))
 
 # %% ../nbs/09_presets.ipynb #e94d8311
-def _optim(matrix, embed, scalar, momentum, start, warm, decay, adam_decay, clip, warmdown) -> OptimConfig:
-    "Rates of a system, in the order of its specification."
-    return OptimConfig(
-        matrix_lr=matrix, embed_lr=embed, scalar_lr=scalar, momentum=momentum, momentum_start=start,
-        momentum_warmup_steps=warm, matrix_decay=decay, adam_decay=adam_decay, grad_clip=clip,
-        warmdown_frac=warmdown)
-
-
-OPTIM = {  # warmdown_frac: the share of the reported run's time in which rates fell
-    'cycle': _optim(0.02, 0.02, 0.01, 0.99, 0.85, 500, 0.04, 0.04, 0.3, 0.59),
-    'hybrid': _optim(0.03, 0.04, 0.03, 0.95, 0.85, 500, 0.02, 0.01, 0., 1.),
-    'universal': _optim(0.04, 0.05, 0.04, 0.95, 0.85, 500, 0.04, 0., 0., 0.5),
-    'replay': _optim(0.025, 0.035, 0.025, 0.99, 0.92, 1500, 0.04, 0.04, 0.3, 0.57),
-    'loop3': _optim(0.022, 0.03, 0.02, 0.99, 0.92, 1500, 0.095, 0.085, 0.3, 0.72),
+OPTIM = {  # of the full scale, in the words of the specifications
+    'cycle': OptimConfig(
+        matrix_lr=0.02, embed_lr=0.02, scalar_lr=0.01, momentum=0.99, momentum_start=0.85,
+        decay_order='after', scale_in='update', matrix_decay=0.04, embed_decay=0.04, scalar_decay=0.04,
+        grad_clip=0.3, warmdown_steps=3500, swa_every=50),
+    'hybrid': OptimConfig(
+        matrix_lr=0.03, embed_lr=0.04, scalar_lr=0.03, momentum=0.95, momentum_start=0.85,
+        decay_order='after', scale_in='update', matrix_decay=0.02, embed_decay=0.01, scalar_decay=0.01,
+        warmdown_steps=2500),
+    'universal': OptimConfig(
+        matrix_lr=0.04, embed_lr=0.05, scalar_lr=0.04, momentum=0.95, momentum_start=0.85,
+        decay_order='coupled', scale_in='update', matrix_decay=0.04, warmdown_steps=20_000),
+    'replay': OptimConfig(
+        matrix_lr=0.025, embed_lr=0.035, scalar_lr=0.025, side='scalar', momentum=0.99, momentum_start=0.92,
+        momentum_warmup_steps=1500, ns_product='c(AA)', buffer='bf16', matrix_decay=0.04, embed_decay=0.04,
+        scalar_decay=0.04, grad_clip=0.3, clip_shares=8, warmdown_steps=3500, ema=0.997),
+    'loop3': OptimConfig(
+        matrix_lr=0.022, embed_lr=0.03, scalar_lr=0.02, momentum=0.99, momentum_start=0.92,
+        momentum_warmup_steps=1500, row_normalize=True, scale_in='update', matrix_decay=0.095, embed_decay=0.085,
+        scalar_decay=0.02, grad_clip=0.3, warmdown_frac=0.72, ema=0.9965),
+}
+# What counts steps is made for thousands of them; a mini run has about a hundred. So warm-downs are the share
+# of the reported run's time in which rates fell (#1640: no log, assumed), averages are as much faster, and
+# two shares are clipped instead of eight.
+_SHORT = {
+    'cycle': dict(warmdown_steps=None, warmdown_frac=0.59, swa_every=1),
+    'hybrid': dict(warmdown_steps=None, warmdown_frac=1.),
+    'universal': dict(warmdown_steps=None, warmdown_frac=0.5),
+    'replay': dict(warmdown_steps=None, warmdown_frac=0.57, ema=0.9, clip_shares=2),
+    'loop3': dict(ema=0.9),
+}
+_FULL_RUN = {  # steps of priming; how deep, and when; what calibration is left of the budget
+    'cycle': dict(prime_steps=100), 'hybrid': dict(prime_steps=20), 'universal': dict(prime_steps=20),
+    'replay': dict(prime_steps=20), 'loop3': dict(prime_steps=20, depth_at=(0.35,), reserve=12.),
 }
 
 
@@ -147,14 +169,19 @@ def _loader(name: str) -> str:
 
 def _full(name: str, model: ModelConfig, data: DataConfig, quant: QuantConfig, seconds: float) -> RunConfig:
     "A submission as it was sent in."
-    return RunConfig(preset=name, scale='full', model=model, optim=OPTIM[name.split('-')[0]], quant=quant,
-                     seconds=seconds, data=data, eval=EvalConfig(data.seq_len, 64))
+    optim = OPTIM[name.split('-')[0]]
+    run = {**_FULL_RUN[name.split('-')[0]], **({'depth_at': ()} if name == 'loop3-flat' else {})}
+    if name == 'replay-s03': optim = replace(optim, warmdown_steps=4000)
+    return RunConfig(preset=name, scale='full', model=model, optim=optim, quant=quant, seconds=seconds, data=data,
+                     eval=EvalConfig(data.seq_len, 64), clock='own', **run)
 
 
 def _mini(name: str, model: ModelConfig, quant: QuantConfig) -> RunConfig:
     "A submission's idea at a size for two CPU cores."
-    short = replace(OPTIM[name.split('-')[0]], momentum_warmup_steps=100)  # the originals' outlast these runs
+    system = name.split('-')[0]
+    short = replace(OPTIM[system], momentum_warmup_steps=100, **_SHORT[system])
     return RunConfig(preset=name, scale='mini', model=model, optim=short, quant=quant,
+                     depth_at=(0.35,) if name == 'loop3' else (),
                      data=DataConfig('sotu', _loader(name), 512, 16384), eval=EvalConfig(512, seconds=60.))
 
 # %% ../nbs/09_presets.ipynb #65611647
@@ -170,19 +197,46 @@ MINI = {
     'loop3': from_order([0, 1] + 3*[2, 3] + [4, 5, 6], gated=True, xsa=range(11), parallel=[9, 10]),
     'loop3-flat': from_order(range(7), gated=True, xsa=range(7), parallel=[5, 6]),
 }
+# how files are made, after training; see `gptq`
+_FLOORED = Rounding((0.9999, 0.99995, 0.99999, 0.999995, 0.999999), floor=1., low=True,
+                    half='after')                                                              # #927
+_INT8 = Rounding((0.9999984,), clip=True, floor=1., half='after')                                       # #341
+_CUT = Rounding((0.85, 0.9, 0.95, 1.), clip=True, floor=1e-8, half='after')             # #1640
+_ONE_FOR_ALL = Rounding((0.999, 0.9995, 0.9999, 0.99999, 1.), 'matrix', floor=1.)       # #1406
+_FLAT = Calibration(batches=256, schedule='flat', damping=0.005, first_damping=0.005)
 GRIDS = {
-    'cycle': QuantConfig(bits=6, embed_bits=8),
-    'hybrid': QuantConfig(bits=8, embed_bits=8, qat=False),
-    'universal': QuantConfig(bits=6, embed_bits=6, qat_start=0.1),
-    'replay': QuantConfig(bits=6, embed_bits=8, qat=False),
-    'loop3': QuantConfig(bits=6, embed_bits=8, scale='std', clip_k=12.85, embed_clip_k=20., qat=False),
+    'cycle': QuantConfig(bits=6, embed_bits=8, qat_parts='matrix', qat_grid='max',
+                         rounding=_FLOORED, embed_rounding=_FLOORED, controls='fp32'),
+    'hybrid': QuantConfig(bits=8, embed_bits=16, qat='none', rounding=_INT8, controls='fp32'),
+    'universal': QuantConfig(
+        bits=6, embed_bits=6, qat_start=0.1, qat_step=20_000, qat_parts='block', qat_grid='max', qat_numel=0,
+        qat_eval=True, rounding=_CUT, embed_rounding=_CUT, again=_INT8, controls='fp32'),
+    'replay': QuantConfig(
+        bits=6, embed_bits=8, qat_rate=0.15, qat_parts='side', qat_grid='max', qat_floor=1/31, qat_numel=0,
+        rounding=replace(_ONE_FOR_ALL, feedback=True), embed_rounding=_INT8, calibration=_FLAT,
+        prune_bytes=16_672_358),
+    'loop3': QuantConfig(
+        bits=6, embed_bits=8, scale='std', clip_k=12.85, embed_clip_k=20., unbiased=True, qat='none',
+        rounding=Rounding(feedback=True), embed_rounding=Rounding(feedback=True)),
 }
+GRIDS |= {
+    'replay-s28': replace(GRIDS['replay'], rounding=_ONE_FOR_ALL, prune_bytes=None),
+    'replay-s03': replace(GRIDS['replay'], calibration=Calibration(
+        'self', batches=64, length=2048, schedule='flat', damping=0.01, first_damping=0.01)),
+}
+
+
+def _small(grid: QuantConfig, min_numel: int) -> QuantConfig:
+    "The same for a mini model: smaller matrices count, and less text is read or written."
+    batches, length = (8, 256) if grid.calibration.source == 'self' else (16, 512)
+    calibration = replace(grid.calibration, batches=batches, length=length)
+    return replace(grid, min_numel=min_numel, calibration=calibration)
 
 
 def _system(name, card, full_model, mini_model, seq_len, batch_tokens, seconds=600.) -> Preset:
     "A system at both scales, from its models, and the context, tokens a step, and seconds of the full one."
-    grid = GRIDS[name.split('-')[0]]
-    small = replace(grid, min_numel=8192 if name.startswith('cycle') else 16384)
+    grid = GRIDS.get(name, GRIDS[name.split('-')[0]])
+    small = replace(_small(grid, 8192 if name.startswith('cycle') else 16384), qat_step=None)
     data = DataConfig('fineweb', _loader(name), seq_len, batch_tokens)
     full, mini = _full(name, full_model, data, grid, seconds), _mini(name, mini_model, small)
     return Preset(card, {'full': full, 'mini': mini})

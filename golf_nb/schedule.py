@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'SOURCES', 'CLAIMED', 'Skip', 'VirtualLayer', 'ScheduleError', 'Schedule', 'from_order', 'folded',
-           'to_json', 'from_json', 'draw', 'draw_all', 'unshared', 'flat']
+           'to_json', 'from_json', 'draw', 'draw_all', 'unshared', 'flat', 'first_visits']
 
 # %% ../nbs/00_schedule.ipynb #fb065e77
 from collections.abc import Collection, Iterable, Sequence
@@ -53,11 +53,16 @@ def _no_gaps(name: str, used: Iterable[int | None]):
 class Schedule:
     "The order in which blocks run: a list of virtual layers. It is the architecture."
     layers: tuple[VirtualLayer, ...]
+    partial: bool = False    # part of a longer schedule, whose tables it uses: rows may have gaps
 
     def __post_init__(self):
         if not self.layers: raise ScheduleError('a schedule needs at least one virtual layer')
+        if self.partial: return self._check_skips()
         for name in ('block', 'cond', 'gain', 'film', 'value_embed'): _no_gaps(name, self._column(name))
         _no_gaps('skip row', (layer.skip and layer.skip.row for layer in self.layers))
+        self._check_skips()
+
+    def _check_skips(self):
         for v, layer in enumerate(self.layers):
             if layer.skip and not 0 <= layer.skip.source < v:
                 source = layer.skip.source
@@ -232,3 +237,21 @@ def flat(
     def those(flag): return [block for block, v in first.items() if getattr(schedule[v], flag)]
     return from_order(range(schedule.blocks), film=schedule.rows('film') > 0, gated=gated, site=site,
                       unet=None if schedule.rows('skip') else 0, xsa=those('xsa'), parallel=those('parallel'))
+
+# %% ../nbs/00_schedule.ipynb #986ff224
+def first_visits(
+    schedule: Schedule,  # with blocks that are visited several times
+    visits: int,         # of each block that are kept, at least 1
+) -> Schedule:           # a shorter one over the same tables; the same one if nothing is dropped
+    "Keep the first visits of every block."
+    if visits < 1: raise ScheduleError(f'every block runs at least once, got {visits} visits')
+    kept = [v for v, before in enumerate(schedule.visits) if before < visits]
+    if len(kept) == len(schedule): return schedule
+    skips = [layer.skip for layer in schedule if layer.skip]
+    joined = 2*len(skips)                       # leading virtual layers in the U-Net
+    if joined == len(schedule) - 1: joined += 1   # and an odd one that has no skip
+    half = sum(v < joined for v in kept)//2
+    def skip(at):
+        if not half <= at < 2*half: return None
+        return Skip(2*half - 1 - at, at - half, skips[0].site, skips[0].gated)
+    return Schedule(tuple(replace(schedule[v], skip=skip(at)) for at, v in enumerate(kept)), partial=True)

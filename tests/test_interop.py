@@ -1,4 +1,5 @@
 "The originals' weights, files and vectors, against the recorded ones and against damage."
+import importlib.util
 import io
 import json
 import lzma
@@ -23,7 +24,6 @@ from golf_nb.interop import (
     PULL_REQUESTS,
     InteropError,
     Vectors,
-    as_run,
     check,
     check_file,
     from_reference,
@@ -38,6 +38,7 @@ from golf_nb.interop import (
     unshuffle_bytes,
     xsa_per_visit,
 )
+from golf_nb.model import as_run
 
 ROOT = Path(__file__).parents[1]
 FORWARD = [f'pr{pr}/forward' for pr in PULL_REQUESTS] + ['pr927/forward_qat_b', 'pr1493/forward_norecur']
@@ -70,6 +71,13 @@ def test_every_built_vector_file_passes(reference):
         z = Vectors(reference/r.name)
         listed = [row[0] for row in r.rows] + r.inputs + [*r.remarks] + [*r.left]
         assert sorted(listed) == sorted(z.arrays)
+
+
+def test_every_page_is_asked():
+    "The pages are found by name; the first kinds are those of the first page, in its order."
+    first = importlib.import_module(f'golf_nb.{interop.PAGES[0]}').KINDS
+    assert interop.known_kinds()[:len(first)] == first
+    assert all(importlib.util.find_spec(f'golf_nb.{page}') for page in interop.PAGES)
 
 
 def test_the_command(reference, tmp_path, capsys):
@@ -115,13 +123,13 @@ def test_every_change_is_noticed(reference, monkeypatch, name):
     path = reference/f'{name}.npz'
     kind, rows = interop.kind_of(Vectors(path)), check_file(path).rows
     computed = list(kind.compare(Vectors(path)))
-    monkeypatch.setattr(interop, 'kind_of', lambda z: kind._replace(compare=lambda z: iter(computed)))
+    kinds = [kind._replace(compare=lambda z: iter(computed))]
     fresh = Vectors(path).arrays
     for array, _, tolerance, _ in rows:
         if not fresh[array].size: continue                                          # nothing in it to change
         changed = fresh | {array: moved(fresh[array], tolerance)}
         monkeypatch.setattr(interop, 'Vectors', lambda path, changed=changed: recorded(path, changed))
-        report = check_file(path)
+        report = check_file(path, kinds)
         assert report.verdict == 'FAIL', array
         assert [row[0] for row in report.rows if row[1] > row[2]] == [array]
 
