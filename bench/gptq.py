@@ -1,4 +1,4 @@
-"GPTQ at full scale: quantize `loop3` (35.9 M parameters, random weights, synthetic Hessians); time and memory."
+"GPTQ at full scale: `loop3` with random weights and synthetic Hessians; time and memory."
 import argparse
 import json
 import resource
@@ -13,7 +13,6 @@ from golf_nb.model import build, count_parameters
 from golf_nb.presets import get
 from golf_nb.quant import Codes, parameter_role
 from golf_nb.report import circumstances
-
 
 def mib():
     "Largest resident memory of this process so far."

@@ -13,6 +13,7 @@ __all__ = ['KINDS', 'TOLERANCE', 'VERDICTS', 'AuditError', 'UnrevealedError', 'R
 # %% ../nbs/16_audit.ipynb #a0ae9dc5
 import argparse
 import contextlib
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -421,6 +422,7 @@ def _settle(read: int, write: int):
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_DFL)
     warnings.simplefilter('ignore')
     sys.dont_write_bytecode = True
+    gc.freeze()                               # what is there stays shared with the parent, and copies are cheap
 
 
 def _fresh():
@@ -696,26 +698,29 @@ class Prober:
     def __call__(self, lo: int, hi: int, inputs: np.ndarray):
         "Ask about the chunk lo..hi-1."
         asked = questions(lo, hi, inputs, self.rng, self.vocab, self.many)
-        try:
-            _, rows = self.party.ask('probe', *(q.ids for q in asked), lo=lo, his=[q.hi for q in asked])
-            self.answers += [(q, _digests(r)) for q, r in zip(asked, rows, strict=True)]
-            if self.left and hi - lo > 1: self.enumerate(lo, hi, inputs)
+        t, values, tried = self.values(lo, hi, inputs)
+        calls = [(q.hi, q.ids) for q in asked[:-1]] + [(hi, ids) for ids in tried] + [(hi, asked[-1].ids)]
+        try: _, rows = self.party.ask('probe', *(ids for _, ids in calls), lo=lo, his=[end for end, _ in calls])
         except PredictorError as error:
             if error.kind in ('TimeoutError', 'EOFError'): raise
             self.errors.append(str(error))
+            return
+        self.answers += [(q, _digests(r)) for q, r in zip(asked, [*rows[:len(asked) - 1], rows[-1]], strict=True)]
+        if len(values) and all(r.shape == (hi - lo, self.vocab) for r in rows[len(asked) - 1:]):
+            believed = [math.exp(min(float(r[t - lo, v]), 99.))
+                        for v, r in zip(values, rows[len(asked) - 1:-1], strict=True)]
+            whole = np.exp(rows[-1][t - lo].astype(np.float64))[values].sum() if len(values) < self.vocab else 1.
+            self.sums.append((t, sum(believed)/whole, len(values)))
 
-    def enumerate(self, lo: int, hi: int, inputs: np.ndarray):
-        "Let one token of the chunk take every value (a sample of 256, of a large vocabulary)."
+    def values(self, lo: int, hi: int, inputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+        "Inputs in which one token of the chunk takes every value (a sample of 256, of a large vocabulary)."
+        if not self.left or hi - lo < 2: return lo, np.empty(0, int), np.empty((0, len(inputs)), int)
         self.left -= 1
         t = int(self.rng.integers(lo, hi - 1))
         values = self.rng.permutation(self.vocab)[:256]
         tried = np.tile(inputs, (len(values), 1))
         tried[:, t] = values
-        _, rows = self.party.ask('probe', inputs, *tried, lo=lo, his=[hi]*(len(values) + 1))
-        if any(r.shape != (hi - lo, self.vocab) for r in rows): return    # told by 'C2 rows'
-        believed = sum(math.exp(min(float(r[t - lo, v]), 700.)) for v, r in zip(values, rows[1:], strict=True))
-        whole = np.exp(rows[0][t - lo].astype(np.float64))[values].sum() if len(values) < self.vocab else 1.
-        self.sums.append((t, believed/whole, len(values)))
+        return t, values, tried
 
     def differing(self, check: str, seen: Pass) -> tuple[list[int], int]:
         "Positions whose rows changed though they must not, and how many questions were asked."
@@ -823,7 +828,7 @@ def foreknowledge(
     base: Pass,                 # of the stream itself
     rng: np.random.Generator,
     kind: str = 'numpy',        # what inputs are
-    times: int = 5,             # renamed streams
+    times: int = 4,             # renamed streams
     length: int = 256,          # tokens to look at
 ) -> tuple[float, float]:       # nats a token that the real names are better; spread over renamings
     "Measure what a predictor knows of this language before it has read a word."
@@ -840,9 +845,12 @@ class Swapper:
     "Shows copies of the predictor the inputs of another stream."
     def __init__(self, party: Party, stream: Stream):
         self.party, self.tokens, self.rows = party, stream._tokens, {}
+        self.left = 5
 
     def __call__(self, lo: int, hi: int, inputs: np.ndarray):
         "Ask for the rows of lo..hi-1, given the other stream."
+        if not self.left: return
+        self.left -= 1
         try: _, (rows,) = self.party.ask('probe', self.tokens[:hi - 1], lo=lo, his=[hi])
         except PredictorError as error:
             if error.kind in ('TimeoutError', 'EOFError'): raise
@@ -1081,11 +1089,13 @@ def distribution_rows(case: Case) -> list[Row]:
     said = f'{len(base.faults)} faults: {base.faults[0]}' if base.faults else \
         str(base.error) if shape else f'{count} rows of {case.stream.vocab} finite entries, each sums to 1 within {TOLERANCE}'
     rows = [Row('C2 rows', verdict_of(bool(base.faults) or shape, count > 0), said)]
+    steady = not case.prober.differing('repeat', base)[0]
     off = [(t, total) for t, total, _ in sums if not abs(total - 1) < 1e-4]
     tried = sum(n for _, _, n in sums)
     said = f'if token {off[0][0]} may be any, its probabilities sum to {off[0][1]:.4f}' if off else \
         f'{len(sums)} positions, {tried} values: probabilities sum to 1' if sums else 'no position could be tried'
-    return [*rows, Row('C2 enumeration', verdict_of(bool(off), bool(sums)), said)]
+    if not steady: said += '; but equal inputs gave other rows, too'
+    return [*rows, Row('C2 enumeration', verdict_of(bool(off) and steady, steady and bool(sums)), said)]
 
 
 def learning_rows(case: Case) -> list[Row]:

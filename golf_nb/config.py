@@ -185,7 +185,7 @@ class DataConfig:
     loader: Literal['shuffled', 'sequential', 'shards'] = 'shuffled'
     seq_len: int = 512                    # tokens of context in training
     batch_tokens: int = 16384             # tokens of one optimizer step, over all processes
-    micro_batches: int = 1                # forward passes per step and process
+    micro_batches: int = 1                # parts of a step over all processes; 1: one for each process
 
 
 @dataclass(frozen=True)

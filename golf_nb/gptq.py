@@ -193,8 +193,9 @@ class _Sums:
         self.weights, self.grams, self.batches = tuple(weights), {}, 0
 
     def add(self, name: str, visit: int, x: Tensor):
-        "Count the inputs of one visit."
-        rows = x.detach().flatten(0, -2).float()
+        "Count the inputs of one visit; in fp32, or in fp64 if they are."
+        rows = x.detach().flatten(0, -2)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         visits = self.grams.setdefault(name, {})
         visit, gram = visit if self.weights else 0, rows.T @ rows
         visits[visit] = visits[visit].add_(gram) if visit in visits else gram
@@ -247,7 +248,8 @@ def add_damping(
     damping: float,                       # share of the mean diagonal
 ) -> Float[Tensor, "in in"]:              # a new one
     "Add a share of the mean diagonal to the diagonal, as #1406 does once more before GPTQ does it."
-    return hessian + damping*hessian.diagonal().mean().clamp(min=1e-6)*torch.eye(len(hessian))
+    share = damping*hessian.diagonal().mean().clamp(min=1e-6)
+    return hessian + share*torch.eye(len(hessian), dtype=hessian.dtype)
 
 # %% ../nbs/11_gptq.ipynb #3216d169
 def _quantize_one(

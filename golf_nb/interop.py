@@ -646,6 +646,10 @@ class Comparison(NamedTuple):
     tolerance: float   # largest accepted difference; 0: equal
     source: str        # where the tolerance comes from
     measure: Callable[[np.ndarray], float] = largest   # of the absolute differences of all entries
+    part: tuple[int, int] | None = None   # entries of the array that this is, from .. to; None: all
+
+    @property
+    def label(self) -> str: return self.array + ('[{}:{}]'.format(*self.part) if self.part else '')
 
 
 BOUND, README, EXACT = "this project's bound", "the vectors' README", 'equal'
@@ -717,16 +721,18 @@ def kind_of(
     "Tell a file's kind by the arrays in it."
     for kind in known_kinds() if kinds is None else kinds:
         found = [[fnmatch(name, pattern) for name in z.arrays] for pattern in kind.arrays]
-        if all(map(any, found)) and not (kind.only and not all(map(any, zip(*found, strict=True)))): return kind
+        surplus = kind.only and not all(map(any, zip(*found, strict=True)))
+        if all(map(any, found)) and not surplus: return kind
     return None
 
 # %% ../nbs/15_interop.ipynb #29142c1f
 @dataclass
 class Report:
-    "What became of one file; every array is in exactly one of the lists."
+    "What became of one file; every array is in one of the lists, and nothing is compared halfway."
     name: str                                              # folder and file
     kind: str = 'unreadable'
-    rows: list[tuple[str, float, float, str]] = field(default_factory=list)  # array, difference, bound, why
+    # what was compared: array (an array may come twice), difference, tolerance, and where that comes from
+    rows: list[tuple[str, float, float, str]] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)        # arrays that were read
     remarks: dict[str, str] = field(default_factory=dict)  # arrays that nobody can compare, and why
     left: dict[str, str] = field(default_factory=dict)     # arrays that were not compared, and why
@@ -739,9 +745,20 @@ class Report:
         return 'pass' if self.rows and not self.left else 'not compared'
 
 
-_REFUSALS = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # all our own are ValueErrors
+# all our own are ValueErrors
+_REFUSALS = (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AttributeError)
 
 # %% ../nbs/15_interop.ipynb #483ac6ed
+def _compare(comparison: Comparison, z: Vectors, report: Report, seen: dict[str, np.ndarray]):
+    "Compare one array, or a part of it, and note which entries were compared."
+    array, part = comparison.array, ... if comparison.part is None else slice(*comparison.part)
+    if array not in z: raise InteropError(f'no array {array!r} to compare with')
+    reference = z.arrays[array]
+    seen.setdefault(array, np.zeros(reference.shape[:1], bool))[part] = True
+    apart = difference(comparison.ours, reference[part], comparison.measure)
+    report.rows.append((comparison.label, apart, comparison.tolerance, comparison.source))
+
+
 def check_file(
     path: Path,                            # an npz file of recorded vectors
     kinds: Sequence[Kind] | None = None,   # that may be told; None: of all pages
@@ -754,17 +771,16 @@ def check_file(
             report.kind = 'unknown'
             report.left = dict.fromkeys(z.arrays, 'nothing here computes such a file yet')
             return report
-        report.kind = kind.name
-        for array, ours, tolerance, source, measure in kind.compare(z):
-            if array not in z: raise InteropError(f'no array {array!r} to compare with')
-            report.rows.append((array, difference(ours, z.arrays[array], measure), tolerance, source))
+        report.kind, seen = kind.name, {}
+        for comparison in kind.compare(z): _compare(comparison, z, report, seen)
     except _REFUSALS as error:  # damaged vectors fail in many ways; none may end the command
         report.error = f'{type(error).__name__}: {_first_line(error)}'
         return report
-    compared = {row[0] for row in report.rows}
-    report.inputs, report.remarks = sorted(z.inputs - compared), z.remarks
-    rest = set(z.arrays) - compared - z.inputs - set(z.remarks)
+    report.inputs, report.remarks = sorted(z.inputs - set(seen)), z.remarks
+    rest = set(z.arrays) - set(seen) - z.inputs - set(z.remarks)
     report.left = dict.fromkeys(sorted(rest), 'nothing here computes this array yet')
+    partly = [name for name, entries in seen.items() if not entries.all()]
+    report.left |= dict.fromkeys(partly, 'only some entries are computed')
     return report
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_LEGAL', 'Chunk', 'chunks', 'row_blocks', 'rate_factors', 'WeightSteps', 'Adapters', 'Step', 'training_rows',
            'mean_gradients', 'clipped', 'ScoreFirst', 'Adapted', 'score_first', 'ValidationTraining',
-           'train_on_validation']
+           'train_on_validation', 'score_run', 'main']
 
 # %% ../nbs/14_ttt.ipynb #30a667d7
 import copy
@@ -14,10 +14,10 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from .artifact import write_atomically
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
-from .evaluate import DTYPES, TAILS, Batches, Scores, Window, bits_per_byte, load_model
+from .evaluate import DTYPES, TAILS, Batches, Scores, Window, bits_per_byte, load_config, load_model
 from .evaluate import log_probs, score_windows, windows
 from .model import Model
 from .optim import orthogonalize
@@ -140,7 +140,7 @@ class WeightSteps:
             p, factor = self.leaves[name], self.factors[name]
             if self.momenta: g = self.momenta[name].mul_(self.config.momentum).add_(g)
             if self.config.update == 'muon' and p.ndim >= 2 and not name.endswith(_VECTORS):
-                g = orthogonalize(g if g.ndim > 2 else g[None], self.config.ns_steps, product='c(AA)').to(p.dtype).view(p.shape)
+                g = orthogonalize(g, self.config.ns_steps, product='c(AA)').to(p.dtype)
             if isinstance(factor, Tensor): g = g*factor.to(g.dtype)
             p.add_(g, alpha=-rate)
 
@@ -478,3 +478,49 @@ def train_on_validation(
             losses.append(loss)
     for leaf in leaves.values(): leaf.grad = None
     return model.eval().requires_grad_(False), losses
+
+# %% ../nbs/14_ttt.ipynb #626f4879
+def score_run(
+    folder: Path,               # a run directory that has been scored: it holds scores.json
+    chosen: TTTConfig | None = None,   # None: as the run's configuration says
+    progress=lambda chunks, total: chunks,   # wraps the loop
+) -> dict:                      # what scores.json holds, and more
+    "Score a finished run with test-time training."
+    scores = json.loads((folder/'scores.json').read_text())
+    model, config = load_model(folder, artifact=True)
+    chosen, dataset = chosen or config.ttt, get_dataset(config.data.source, config.model.vocab)
+    if chosen.update == 'off': raise ValueError(f'{folder}: its ttt.update is off; choose one, e.g. --update sgd')
+    tokens, begin = dataset.val_tokens(), time.perf_counter()
+    run = score_first(model, tokens, scores['window'], scores['stride'], chosen, bytes=dataset.byte_table,
+                      batch=min(config.eval.batch, 8), progress=progress, dtype=DTYPES[config.precision],
+                      bos=dataset.tokenizer.bos)
+    found = bits_per_byte(math.fsum(run.nll), scores['bytes'])
+    whole = len(run.nll) == scores['tokens']
+    return scores | {
+        'ttt': found if whole else None,          # a part of the text has no score
+        'ttt_gain': scores['sliding'] - found if whole else None,
+        'ttt_tokens': len(run.nll),
+        'ttt_steps': len(run.steps),
+        'ttt_seconds': time.perf_counter() - begin,
+        'ttt_config': asdict(chosen),
+    }
+
+
+def main():
+    "Score a run directory with test-time training and add the result to its scores.json."
+    arguments = sys.argv[1:]
+    folder = Path(arguments.pop(0)) if arguments and not arguments[0].startswith('-') else None
+    try: default = load_config(folder).ttt if folder else TTTConfig()
+    except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
+    purpose = 'Score a finished run with test-time training. The first argument is its directory.'
+    chosen = tyro.cli(TTTConfig, args=arguments, default=default, prog='python -m golf_nb.ttt RUN_DIR',
+                      description=purpose)
+    if folder is None: raise SystemExit('error: which run? python -m golf_nb.ttt RUN_DIR [options]')
+    def bar(chunks, total): return tqdm(chunks, 'adapting', total, leave=False, disable=None)
+    try: scores = score_run(folder, chosen, bar)
+    except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
+    write_atomically(folder/'scores.json', json.dumps(scores, indent=1).encode())
+    print(json.dumps(scores))
+
+
+if __name__ == '__main__' and '__file__' in globals(): main()

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -155,6 +156,22 @@ def test_two_agents_and_a_killed_worker(undisturbed, tmp_path):
     assert all(abs(logged[step]/alone[step] - 1) < 1e-4 for step in (1, 2, 3))
 
 
+def test_a_full_disk_does_not_end_a_run(undisturbed, tmp_path):
+    "No file may grow beyond 200 kB, as on a full disk; after a while there is room again."
+    folder, (soft, hard) = tmp_path/'run', resource.getrlimit(resource.RLIMIT_FSIZE)
+    def fill(): resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    words = [*TRAIN, *SMALL, *FP32, *STEPS, '--checkpoint-seconds', 0, '--out', folder]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen([str(word) for word in words], cwd=tmp_path, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=fill)
+    wait_for(lambda: len(losses(folder)) >= 5, process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (soft, hard))
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert 'no checkpoint: File too large: going on from memory; last one: none was written' in said
+    assert weights(folder) == weights(undisturbed) and losses(folder) == losses(undisturbed)
+
+
 def test_another_configuration_is_refused(undisturbed, tmp_path):
     complaint = refused([*TRAIN, '--resume', undisturbed, '--optim.matrix-lr', 0.5], tmp_path)
     assert 'optim.matrix_lr: 0.02 -> 0.5' in complaint
@@ -174,7 +191,9 @@ def test_a_damaged_checkpoint_is_refused(undisturbed, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     words = [*TRAIN, *SMALL, '--steps', 50, '--optim.scalar-lr', '1e38', '--out', tmp_path/'run']
-    assert 'the loss is nan at step' in refused(words, tmp_path)
+    complaint = refused(words, tmp_path)
+    assert 'the loss is nan at step 2; first not finite: parameter cond.' in complaint, complaint
+    assert 'The step was not taken; last checkpoint: none was written' in complaint
 
 
 def test_without_a_compiler_the_run_says_so(tmp_path):

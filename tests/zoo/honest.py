@@ -19,7 +19,7 @@ class Tiny(nn.Module):
         draw = torch.Generator().manual_seed(7)
         def matrix(*shape): return nn.Parameter(torch.randn(*shape, generator=draw)/shape[-1]**.5)
         self.embed, self.q, self.k, self.v = matrix(vocab + 1, dim), matrix(dim, dim), matrix(dim, dim), matrix(dim, dim)
-        self.head = nn.Parameter(torch.zeros(vocab, dim))
+        self.head = nn.Parameter(matrix(vocab, dim).detach()*.3)
 
     def forward(self, tokens: Tensor, low: Tensor | None = None) -> Tensor:
         x = F.normalize(self.embed[tokens], dim=-1)*4
@@ -65,7 +65,7 @@ class Sliding(Chunked):
 
 class ScoreFirst(Sliding):
     "Trains on each chunk by SGD with momentum, after it was scored."
-    lr, momentum = .5, .9
+    lr, momentum = .01, .9
 
     def start(self, artifact, vocab, n_tokens):
         super().start(artifact, vocab, n_tokens)
@@ -93,7 +93,7 @@ class ScoreFirst(Sliding):
 
 class Orthogonal(ScoreFirst):
     "Trains with updates that are orthogonalised, as Muon does."
-    lr = .05
+    lr = .02
 
     def direction(self, name, gradient):
         x = super().direction(name, gradient)
@@ -107,7 +107,7 @@ class Orthogonal(ScoreFirst):
 
 class Adapters(Sliding):
     "A low-rank matrix beside the frozen head, trained on what is revealed; a new document (token 0) starts anew."
-    rank, lr = 2, .5
+    rank, lr = 2, .03
 
     def start(self, artifact, vocab, n_tokens):
         super().start(artifact, vocab, n_tokens)

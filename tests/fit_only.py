@@ -1,0 +1,45 @@
+"Train a preset as the command does, but end with the last checkpoint: no artifact, no scores. Used by tests."
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from golf_nb.data import get_dataset
+from golf_nb.presets import get
+from golf_nb.trainer import Process, fit, keep_log, prime, resume, start
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument('preset')
+parser.add_argument('out', type=Path)
+parser.add_argument('--steps', type=int, default=20)
+parser.add_argument('--precision', default='fp32')
+parser.add_argument('--tokens', type=int, default=1024, help='of a step')
+parser.add_argument('--seq-len', type=int, default=128)
+parser.add_argument('--nudge', action='store_true', help='move one weight by one ulp')
+parser.add_argument('--qat', help='another kind of training on the grid')
+parser.add_argument('--checkpoint-seconds', type=float, default=1e9)
+chosen = parser.parse_args()
+
+mini = get(chosen.preset)
+config = replace(
+    mini, steps=chosen.steps, precision=chosen.precision, compile=False, deterministic=True, log_every=1,
+    checkpoint_seconds=chosen.checkpoint_seconds,
+    quant=replace(mini.quant, **({'qat': chosen.qat} if chosen.qat else {})),
+    optim=replace(mini.optim, ns_dtype='fp32' if chosen.precision == 'fp32' else 'bf16'),
+    data=replace(mini.data, seq_len=chosen.seq_len, batch_tokens=chosen.tokens))
+torch.use_deterministic_algorithms(True)
+rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+if world > 1: dist.init_process_group('gloo')
+chosen.out.mkdir(parents=True, exist_ok=True)
+run = start(config, get_dataset(config.data.source, config.model.vocab), Process(rank, world))
+if chosen.nudge:
+    w = run.model.embed.data
+    w[100, 0] = torch.nextafter(w[100, 0], torch.tensor(9., dtype=w.dtype))
+prime(run)
+resume(run, chosen.out)
+if rank == 0: keep_log(chosen.out, run.step)
+fit(run, chosen.out, 3.)
+if world > 1: dist.destroy_process_group()
