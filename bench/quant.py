@@ -21,6 +21,8 @@ from golf_nb.report import circumstances
 
 KS = (4., 6., 9., 12.85, 18., 25., 35.)
 FED = Rounding(feedback=True)
+BATCHES = 16  # of 2,048 tokens, for calibration
+EVERY = 3     # windows of the validation text; all ways are scored on the same ones
 
 
 def coded_bytes(stored):
@@ -33,14 +35,14 @@ def coded_bytes(stored):
 
 
 def score(model, stored, val, length, original_bytes):
-    "Bits per byte of the validation text, in windows side by side."
+    "Bits per byte of validation text, in windows side by side."
     model.load_state_dict(restore(stored))
     usable = (len(val) - 1)//length*length
-    inputs, targets = val[:usable].view(-1, length), val[1:usable + 1].view(-1, length)
+    inputs, targets = (val[at:usable + at].view(-1, length)[::EVERY] for at in (0, 1))
     with torch.no_grad():
         nats = sum(model.token_nats(x, y, dtype=torch.float32).double().sum().item()
                    for x, y in zip(inputs.split(32), targets.split(32), strict=True))
-    return nats/math.log(2)/original_bytes*(len(val) - 1)/usable
+    return nats/math.log(2)/targets.numel()*(len(val) - 1)/original_bytes
 
 
 def ways(own):
@@ -118,13 +120,13 @@ def main():
     torch.set_num_threads(1)
     dataset, config = get_dataset('sotu', get('tiny').model.vocab), get('tiny')
     loader = ShuffledLoader(dataset.train, tokens=2048, seq_len=config.data.seq_len, vocab=config.model.vocab)
-    tokens = [torch.from_numpy(loader.next()[0].astype(np.int64)) for _ in range(32)]
+    tokens = [torch.from_numpy(loader.next()[0].astype(np.int64)) for _ in range(BATCHES)]
     val, at = torch.from_numpy(dataset.val_tokens().astype(np.int64)), time.perf_counter()
     found = {}
     for named in chosen.runs:
         name, folder = named.split('=', 1)
         found[name] = measure(Path(folder), dataset, tokens, val, dataset.val_original_bytes)
-    record = {'runs': found, 'ks': KS, 'calibration_tokens': 32*2048,
+    record = {'runs': found, 'ks': KS, 'calibration_tokens': BATCHES*2048, 'every': EVERY,
               'seconds': round(time.perf_counter() - at), **circumstances()}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(record, indent=1) + '\n')

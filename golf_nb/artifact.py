@@ -809,7 +809,8 @@ def ledger(
     spent = sum(stream['bytes'] for stream in header['streams'])
     rows.append({'tensor': 'header and checksum', 'coded bytes': Path(path).stat().st_size - spent})
     if code_bytes: rows.append({'tensor': 'code', 'coded bytes': code_bytes})
-    table = pd.DataFrame(rows)
+    names = ['tensor', 'elements', 'bits', 'entropy', 'codec', 'coded bytes', 'step bytes']
+    table = pd.DataFrame(rows, columns=names)
     total = {name: table[name].sum() for name in ('elements', 'coded bytes', 'step bytes')}
     return pd.concat([table, pd.DataFrame([{'tensor': 'total', **total}])], ignore_index=True)
 

