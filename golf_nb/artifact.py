@@ -102,20 +102,26 @@ def _zlib_unpack(content: bytes, size: int) -> bytes:
     return raw if reader.eof and not reader.unused_data else b''
 
 
+def _room(raw: bytearray, size: int) -> int:
+    "How much to ask for next: as much as there is, so that memory follows what a stream really holds."
+    return min(max(1 << 14, len(raw)), size + 1 - len(raw))
+
+
 def _zstd_unpack(content: bytes, size: int) -> bytes:
     if zstandard.frame_content_size(content) != size: return b''
     with zstandard.ZstdDecompressor().stream_reader(content) as reader:
         raw = bytearray()
-        while len(raw) <= size and (piece := reader.read(min(1 << 18, size + 1 - len(raw)))): raw += piece
+        while len(raw) <= size and (piece := reader.read(_room(raw, size))): raw += piece
     return bytes(raw)
 
 
 def _brotli_unpack(content: bytes, size: int) -> bytes:
     reader, raw, given = brotli.Decompressor(), bytearray(), content
     while len(raw) <= size and not reader.is_finished():
-        piece = reader.process(given, output_buffer_limit=min(1 << 18, size + 1 - len(raw)))
+        piece = reader.process(given, output_buffer_limit=_room(raw, size))
         if not piece and not given: break
-        raw, given = raw + piece, b''
+        raw += piece
+        given = b''
     return bytes(raw) if reader.is_finished() else b''
 
 # %% ../nbs/12_artifact.ipynb #a5d6cda2
@@ -719,7 +725,7 @@ def _read(path: str | Path) -> bytes:
         about = os.stat(path)
         _need(stat.S_ISREG(about.st_mode), 'not a file')
         _need(about.st_size <= MAX_FILE, f'{about.st_size:,} bytes are more than an artifact can have')
-        with open(path, 'rb') as file: content = file.read(MAX_FILE + 1)
+        with open(path, 'rb') as file: content = file.read(about.st_size)
     except ArtifactError: raise
     except (OSError, ValueError) as error:
         raise ArtifactError(f'cannot be read: {getattr(error, "strerror", None) or error}') from None

@@ -62,11 +62,18 @@ def _rescored(N: int, T: int, s: int, short: bool) -> Iterator[Window]:
 
 def _whole(N: int, T: int, s: int, first: bool) -> Iterator[Window]:
     "Whole windows only; does the first one score all of its targets?"
-    for start in range(0, N - T + 1, s): yield Window(start, start + T, start + T - s if start or not first else 0)
+    for start in range(0, N - T + 1, s):
+        yield Window(start, start + T, start + T - s if start or not first else 0)
 
 # %% ../nbs/13_evaluate.ipynb #4ac62182
-def _slices(cut: list, rank: int, world: int) -> list: return cut[len(cut)*rank//world:len(cut)*(rank + 1)//world]
+def _slices(cut: list, rank: int, world: int) -> list:
+    "As equal as they can be."
+    return cut[len(cut)*rank//world:len(cut)*(rank + 1)//world]
+
+
 def _every(cut: list, rank: int, world: int) -> list: return cut[rank::world]
+
+
 def _even_slices(cut: list, rank: int, world: int) -> list:
     "All of one length; the last processes may get less."
     size = -(-len(cut)//world)
@@ -243,7 +250,7 @@ def log_probs(
 ) -> Float32[np.ndarray, "n V"]:                # of the token after each position lo..hi-1
     "Compute complete rows of log-probabilities."
     device, known = next(model.parameters()).device, stream_of(inputs)[:hi]
-    if len(known) < hi: raise ValueError(f'positions up to {hi - 1} were asked for, {len(known)} tokens are given')
+    if len(known) < hi: raise ValueError(f'positions up to {hi - 1} need {hi} tokens, {len(known)} are given')
     options, cut = _prepared(model, options), batches.cut
     chosen = [i for i, w in enumerate(cut) if w.score < hi and w.end > lo]
     rows = np.full((hi - lo, model.config.vocab), np.nan, np.float32)
@@ -272,7 +279,7 @@ def fitting_stride(
     return stride
 
 # %% ../nbs/13_evaluate.ipynb #47cff33a
-NOT_LEGAL = 'not a legal score'   # the notice of every output that training on the validation text has touched
+NOT_LEGAL = 'not a legal score'   # notice of every output that training on the validation text has touched
 
 
 def load_config(
@@ -295,7 +302,7 @@ def load_model(
     model.load_state_dict(weights)
     if config.precision == 'as-run': as_run(model, original(config.preset))
     if artifact and config.quant.qat_eval and read_header(folder/'model.golf')['about'].get('qat'):
-        prepare(model, qat_plan(model.named_parameters(), config.quant))   # the stored weights, rounded once more
+        prepare(model, qat_plan(model.named_parameters(), config.quant))   # stored weights, rounded once more
     return model.eval().requires_grad_(False), config
 
 
@@ -304,8 +311,9 @@ def score_run(
     progress=lambda batches, total: batches,  # wraps each scoring loop
 ) -> dict:            # bpb before and after quantization, chunked and sliding, and how it was scored
     "Score the files of a finished run."
-    float_model, config = load_model(folder, artifact=False)
-    model, _ = load_model(folder, artifact=True)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    float_model, config = load_model(folder, False, device)
+    model, _ = load_model(folder, True, device)
     dataset = get_dataset(config.data.source, config.model.vocab)
     tokens, chosen = dataset.val_tokens(), config.eval
     dtype = DTYPES[config.precision]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['See', 'ROUNDING', 'Used', 'read_out', 'nats', 'Model', 'overtone', 'initialize', 'compile_parts', 'build', 'as_run',
-           'count_parameters', 'flops_per_token']
+           'count_parameters', 'flops_per_token', 'memory_bytes']
 
 # %% ../nbs/08_model.ipynb #e8d7f9f8
 from collections.abc import Callable, Sequence
@@ -280,3 +280,17 @@ def flops_per_token(
     projections = sum(p.numel() for name, p in model.named_parameters() if name.endswith('.proj'))
     once = config.vocab*config.dim + projections
     return 6*(len(config.schedule)*(per_block + config.dim*seq_len) + once)
+
+
+def memory_bytes(
+    config: ModelConfig,
+    seq_len: int,             # tokens of context
+    rows: int,                # sequences in one forward pass
+    itemsize: int = 2,        # bytes of a number in the stream
+) -> int:                     # on one device, with compiled visits and fused attention
+    "Estimate the memory of training: weights with gradients and two moments, and what a backward pass needs."
+    weights = 16*count_parameters(build(config, device='meta'))
+    kv = config.kv_heads*(config.dim//config.heads)
+    visit = itemsize*(10*config.dim + 2*config.hidden + 2*kv)    # of one token, kept for the backward pass
+    logits = config.vocab*(itemsize + 4 + 4)                     # as they are, in fp32, and their gradient
+    return weights + rows*seq_len*(len(config.schedule)*visit + logits)

@@ -37,6 +37,7 @@ class Card:
     reported: str            # score, seeds, hardware, and whether a log backs it
     status: str              # under the contest's rules
     ours: str = 'not run'    # what this code reached, and where that is recorded
+    cost: str = 'not reported'  # steps and peak memory of the reported run, and whether a log backs them
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ CARDS = {
     'cycle': Card(
         'PR #927', '4 shared blocks in a cycle, width 1024, value embedding, int6 QAT, score-first TTT',
         '1.1696 bpb with TTT, 1.1949 without (3 seeds, sd 0.0003, 8 H100, 600 s); three logs',
-        'legal; not a record'),
+        'legal; not a record', cost='5,965 steps, 15,596 MiB a GPU (logs)'),
     'cycle-as-claimed': Card(
         'PR #927, its text', '4 blocks x 7 loops = 28 virtual layers, XSA in the last 4',
         'not run', 'no entry'),
@@ -282,26 +283,29 @@ CARDS = {
         'PR #927, its text', '7 virtual layers, XSA in the last 4 only', 'not run', 'no entry'),
     'hybrid': Card(
         'PR #341', 'own entry and exit block round 4 shared blocks x 5',
-        '1.3323 bpb (1 seed, 2 H100, about 600 s); no log', 'no evidence: no log, 2 of 8 GPUs'),
+        '1.3323 bpb (1 seed, 2 H100, about 600 s); no log', 'no evidence: no log, 2 of 8 GPUs', cost='954 steps on 2 GPUs (no log)'),
     'universal': Card(
         'PR #1640', '6 blocks x 4 passes, FiLM per pass, int6 QAT',
         '1.1412 bpb (3 seeds, 4 hours); the log says PENDING', 'draft: the scores have no evidence'),
     'replay': Card(
         'PR #1406', '11 layers, then blocks 4 and 5 again; Hessian GPTQ',
         '1.0887 bpb (3 seeds, sd 0.0014, 8 H100, 599 s); logs, but trained on the validation text first',
-        'not legal: ten epochs on validation before scoring'),
+        'not legal: ten epochs on validation before scoring',
+        cost='6,157 steps, 25,040 MiB a GPU (logs)'),
     'replay-s28': Card(
         'PR #1406, 28 March', 'replay without the replay: percentile int6, Muon-style score-first TTT',
         '1.1179 bpb with TTT (3 seeds, sd 0.0002, 8 H100, 599 s); three logs',
-        'legal: scores before it adapts'),
+        'legal: scores before it adapts', cost='7,180 steps, 21,471 MiB a GPU (logs)'),
     'replay-s03': Card(
         'PR #1406, 3 April', '11 layers, XSA in all, Hessian GPTQ on text the model wrote itself',
         '1.1156 bpb sliding (3 seeds, sd 0.0005, 8 H100, 590 s); three logs',
-        'not a record; 202-207 s of self-generation after the 590 s'),
+        'not a record; 202-207 s of self-generation after the 590 s',
+        cost='6,764 steps, 22,847 MiB a GPU (logs)'),
     'loop3': Card(
         'PR #1493', 'layers 3-5 run three times from 35 % of training, parallel residuals, SDClip GPTQ, TTT',
         '1.0810 bpb with TTT, 1.0827 sliding (3 seeds, sd 0.0002, 8 H100, 588 s); three logs',
-        'legal, on the leaderboard; Hessians take the training time to 600.7 s'),
+        'legal, on the leaderboard; Hessians take the training time to 600.7 s',
+        cost='4,554 steps, 39,045 MiB a GPU (logs)'),
     'loop3-flat': Card(
         'PR #1493, its first 35 %', 'loop3 before its loop is switched on', 'not run by itself', 'no entry'),
 }

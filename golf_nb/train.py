@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import Command, ConfigError, RunConfig, from_dict, parse
-from .presets import PresetError, get
+from .presets import PRESETS, PresetError, get
 
 # %% ../nbs/20_train.ipynb #7b5aa234
 def default_config(
@@ -73,22 +73,32 @@ def explain(
     command: Command,
 ) -> str:                          # lines
     "Say what a run will do and cost, without doing it."
-    from golf_nb.model import build, count_parameters, flops_per_token
+    from golf_nb.model import build, count_parameters, flops_per_token, memory_bytes
     run = command.run
     model = build(run.model, device='meta')
     flops = flops_per_token(run.model, run.data.seq_len)
     schedule, data, per_step = run.model.schedule, run.data, run.data.batch_tokens
     budget = f'{run.seconds:.0f} s of training'
+    if run.reserve: budget += f', {run.reserve:.0f} s of them for calibration'
     if run.steps: budget = f'{run.steps} steps, {run.steps*per_step:,} tokens'
+    rows = per_step//data.seq_len//data.micro_batches
+    itemsize = 4 if run.precision == 'fp32' else 2
     facts = {
         'preset': f'{run.preset}, {run.scale}',
         'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
                    f'{flops*per_step/1e12:.3f} TFLOP a step of {per_step:,} tokens',
+        'memory': f'about {memory_bytes(run.model, data.seq_len, rows, itemsize)/2**20:,.0f} MiB on each device, '
+                  f'{rows} sequences at a time; estimated',
         'budget': budget,
         'data': f'{data.source}, {run.model.vocab} pieces, {data.seq_len} tokens of context',
     }
+    preset = PRESETS[run.preset] if run.preset in PRESETS else None
+    if preset and 'full' in preset.scales:
+        facts |= {'full scale': 'torchrun --standalone --nproc_per_node=8 -m golf_nb.train '
+                                f'--preset {run.preset} --scale full',
+                  'reported': f'{preset.card.cost}; {preset.card.reported}'}
     return '\n'.join(f'{name:17} {fact}' for name, fact in facts.items())
 
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from .artifact import save, what_fits, write_atomically
 from .config import RunConfig, differences, from_dict, to_dict
 from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset, read_shard
-from .evaluate import DTYPES
+from .evaluate import DTYPES, NOT_LEGAL
 from .gptq import calibrate, quantize
 from .model import Model, as_run, build, compile_parts, count_parameters
 from .optim import Average, Clock, Muon, optimizers, rate_multiplier, set_rates
@@ -42,7 +42,7 @@ from .presets import original
 from .quant import Codes, plan_grids, prepare, qat_plan
 from .report import artifact_parts, circumstances, draw_run, read_log
 from .schedule import Schedule, first_visits
-from .ttt import NOT_LEGAL, train_on_validation
+from .ttt import train_on_validation
 
 # %% ../nbs/19_trainer.ipynb #f019d18f
 class TrainingError(RuntimeError): "A run that cannot start or go on, with what to do."

@@ -27,12 +27,25 @@ from jaxtyping import Float32, Float64, Int64, Integer
 from torch import Tensor
 from tqdm import tqdm
 
+from golf_nb.evaluate import (
+    DTYPES,
+    TAILS,
+    Batches,
+    Scores,
+    Window,
+    bits_per_byte,
+    load_config,
+    load_model,
+    log_probs,
+    score_windows,
+    stream_of,
+    windows,
+)
+
 from .artifact import write_atomically
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
-from .evaluate import DTYPES, NOT_LEGAL, TAILS, Batches, Scores, Window, bits_per_byte, load_config, load_model
-from .evaluate import log_probs, score_windows, stream_of, windows
 from .model import Model
 from .optim import orthogonalize
 from .schedule import Schedule
@@ -104,7 +117,8 @@ def rate_factors(
         rows = row_blocks(schedule, _TABLES[rest]) if part == 'cond' and rest in _TABLES else None
         found[name] = 1.
         if only and not any(fnmatch(name, pattern) for pattern in only): found[name] = 0.
-        elif part == 'blocks' and frozen_part == 'block' and int(rest.split('.')[0]) < freeze_blocks: found[name] = 0.
+        elif part == 'blocks' and frozen_part == 'block' and int(rest.split('.')[0]) < freeze_blocks:
+            found[name] = 0.
         elif rows and any(factor(b) != 1 for b in rows):
             column = torch.tensor([factor(b) for b in rows], device=p.device)
             found[name] = column.view(-1, *[1]*(p.ndim - 1))
@@ -123,7 +137,8 @@ class WeightSteps:
         moving = {name for name, f in self.factors.items() if isinstance(f, Tensor) or f}
         for name, p in model.named_parameters(): p.requires_grad_(name in moving)
         self.leaves = {name: p for name, p in model.named_parameters() if name in moving}
-        self.momenta = {name: torch.zeros_like(p) for name, p in self.leaves.items()} if config.momentum else {}
+        keep = self.leaves if config.momentum else {}
+        self.momenta = {name: torch.zeros_like(p) for name, p in keep.items()}
 
     def options(self, dtype: torch.dtype | None) -> dict: return {}   # of `token_nats`: these are its weights
     def restart(self): pass                                           # at a document's start they go on
@@ -265,7 +280,7 @@ def clipped(
     largest: float,                     # global L2 norm; 0: any
 ) -> tuple[dict[str, Tensor], float]:   # the same, at most that long; and the norm before
     "Clip gradients by their common norm."
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads.values()]))
+    norm = torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads.values()]))
     if not largest: return grads, norm.item()
     factor = torch.clamp(largest/(norm + 1e-6), max=1.)
     return {name: g*factor.to(g.dtype) for name, g in grads.items()}, norm.item()
@@ -290,7 +305,8 @@ class ScoreFirst:
     ):
         self.model, self.config, self.window, self.bos = copy.deepcopy(model), config, window, bos
         self.rank, self.world, self.given = rank, world, options
-        self.chunks, mine = chunks(windows(targets, window, stride, tail), targets, config.chunk, tail, rank, world)
+        cut = windows(targets, window, stride, tail)
+        self.chunks, mine = chunks(cut, targets, config.chunk, tail, rank, world)
         self.batches, self.steps = Batches(mine, window, batch), []
         self.moving = (Adapters if config.update == 'adapters' else WeightSteps)(self.model, config)
         self.begun, self._frozen = time.monotonic(), None
@@ -306,11 +322,12 @@ class ScoreFirst:
     def score(
         self,
         c: int,                             # which chunk
-        tokens: Integer[np.ndarray, " M"] | Integer[Tensor, " M"],   # the stream, at least to token `chunks[c].hi`
+        tokens: Integer[np.ndarray, " M"] | Integer[Tensor, " M"],   # at least to token `chunks[c].hi`
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:   # nats, positions, and starts of their windows
         "Score this process's windows of a chunk; nothing changes."
         chunk = self.chunks[c]
-        return score_windows(self.model, stream_of(tokens), self.batches, chunk.first, chunk.last, **self.frozen())
+        stream, options = stream_of(tokens), self.frozen()
+        return score_windows(self.model, stream, self.batches, chunk.first, chunk.last, **options)
 
     def log_probs(
         self,
@@ -345,7 +362,7 @@ class ScoreFirst:
     def adapt(
         self,
         c: int,                             # which chunk, scored and committed
-        tokens: Integer[np.ndarray, " M"] | Integer[Tensor, " M"],   # the stream, at least to token `chunks[c].hi`; not read beyond
+        tokens: Integer[np.ndarray, " M"] | Integer[Tensor, " M"],   # to `chunks[c].hi`; no more is read
         mean: float | None = None,          # nats per token that chunk c took
     ) -> int:                               # epochs
         "Train on a chunk."
@@ -454,7 +471,8 @@ def train_on_validation(
     "Train on the text that will be scored. The score is then not legal."
     model = copy.deepcopy(model).train().requires_grad_(True)
     rows, _ = training_rows(stream_of(tokens), 0, len(tokens) - 1, seq_len)
-    frozen = WeightSteps(model, TTTConfig(freeze_blocks=config.freeze_blocks, frozen_part='rows', momentum=0.))
+    rows_only = TTTConfig(freeze_blocks=config.freeze_blocks, frozen_part='rows', momentum=0.)
+    frozen = WeightSteps(model, rows_only)
     factors = rate_factors(model, config.freeze_blocks, 'rows', config.first_block_rate)
     leaves, losses = frozen.leaves, []
     adam = torch.optim.AdamW(leaves.values(), config.lr, weight_decay=0.)
@@ -466,12 +484,14 @@ def train_on_validation(
             part = rows[first:first + config.batch]
             loss, grads = mean_gradients(model, leaves, part, rank, world, **options)
             grads, _ = clipped(frozen.masked(grads), config.clip)
-            before = {name: leaves[name].detach().clone() for name in leaves if isinstance(factors[name], Tensor)}
+            own = [name for name in leaves if isinstance(factors[name], Tensor)]
+            before = {name: leaves[name].detach().clone() for name in own}
             for name, g in grads.items(): leaves[name].grad = g
             adam.step()
             for name, old in before.items():     # rows with a rate of their own go part of the way
-                own = config.lr*(config.floor + (factors[name] - config.floor)*share)/rate
-                leaves[name].data.copy_(torch.where(factors[name] > 0, torch.lerp(old, leaves[name], own), old))
+                part = config.lr*(config.floor + (factors[name] - config.floor)*share)/rate
+                part = torch.where(factors[name] > 0, part, 0.)
+                leaves[name].data.copy_(torch.lerp(old, leaves[name].data, part))
             losses.append(loss)
     for leaf in leaves.values(): leaf.grad = None
     return model.eval().requires_grad_(False), losses
@@ -486,7 +506,7 @@ def score_run(
     scores = json.loads((folder/'scores.json').read_text())
     model, config = load_model(folder, artifact=True)
     chosen, dataset = chosen or config.ttt, get_dataset(config.data.source, config.model.vocab)
-    if chosen.update == 'off': raise ValueError(f'{folder}: its ttt.update is off; choose one, e.g. --update sgd')
+    if chosen.update == 'off': raise ValueError(f'{folder}: ttt.update is off; choose one, e.g. --update sgd')
     tokens, begin = dataset.val_tokens(), time.perf_counter()
     run = score_first(model, tokens, scores['window'], scores['stride'], chosen, bytes=dataset.byte_table,
                       batch=min(config.eval.batch, 8), progress=progress, dtype=DTYPES[config.precision],

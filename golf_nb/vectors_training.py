@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'KINDS', 'tile_product', 'TileProducts', 'recipe', 'muon_path', 'shards', 'begin', 'gradient_norm',
-           'gradients_from', 'nudged']
+           'gradients_from', 'nudged', 'run_settings', 'Recorded']
 
 # %% ../nbs/24_vectors_training.ipynb #691a9a8b
 import json
@@ -29,10 +29,12 @@ from golf_nb.interop import (
     InteropError,
     Kind,
     Vectors,
+    difference,
     from_reference,
+    largest,
     near,
     places,
-    reference_config,
+    rms,
     same,
     to_reference,
 )
@@ -54,14 +56,15 @@ def tile_product(
 ) -> Tensor:         # in bf16
     "Multiply matrices in the order of sums of a CPU with AMX: tiles of 32, even and odd entries apart."
     tiles = -(-a.shape[-1]//32)
-    def cut(x):  # [*n, rows, k] -> [*n, tiles, 16, 2, rows]
-        x = nn.functional.pad(x.float(), (0, 32*tiles - x.shape[-1]))
-        return x.unflatten(-1, (tiles, 16, 2)).movedim(-4, -1)
+    def cut(x):  # [*n, rows, k] -> [16, *n, tiles, 2, rows]
+        x = nn.functional.pad(x.float(), (0, 32*tiles - x.shape[-1])).unflatten(-1, (tiles, 16, 2))
+        return x.movedim(-2, 0).movedim(-3, -1).contiguous()
     a, b = cut(a).unsqueeze(-1), cut(b.mT).unsqueeze(-2)
-    chains = torch.zeros(())
-    for i in range(16): chains = chains + a[..., i, :, :, :]*b[..., i, :, :, :]
-    total = torch.zeros(())
-    for tile in range(tiles): total = total + (chains[..., tile, 0, :, :] + chains[..., tile, 1, :, :])
+    chains = a[0]*b[0]
+    for i in range(1, 16): chains.addcmul_(a[i], b[i])
+    sums = chains[..., 0, :, :] + chains[..., 1, :, :]
+    total = sums[..., 0, :, :]
+    for tile in range(1, tiles): total = total + sums[..., tile, :, :]
     return total.bfloat16()
 
 
@@ -339,6 +342,26 @@ def _first_update(z: Vectors, run: Run, clock: Clock) -> Iterator[Comparison]:
     for name, w in to_reference(run.model, z.pr()).items(): yield near(f'param1/{name}', w, 1e-6, RECORDED)
 
 # %% ../nbs/24_vectors_training.ipynb #ef23676a
+def nudged(
+    params: Mapping[str, np.ndarray],   # under the original's names
+    token: int,                         # that the run will see
+) -> dict[str, np.ndarray]:
+    "Move one weight, of a token's embedding, by one unit in the last place."
+    table = params['tok_emb.weight'].copy()
+    table[token, 0] = np.nextafter(table[token, 0], np.float32(np.inf))
+    return {**params, 'tok_emb.weight': table}
+
+
+def _beside(
+    array: str, ours: Any, twin: Any, tolerance: float, measure: Callable = largest,
+) -> Comparison:
+    "Compare within a tolerance, and say how far the same run is after one weight was moved by one ulp."
+    ours, twin = (x.numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (ours, twin))
+    how = 'RMS; ' if measure is rms else ''
+    why = f'{how}{README}; after a change of one ulp {difference(twin, ours, measure):.1g}'
+    return Comparison(array, ours, tolerance, why, measure)
+
+# %% ../nbs/24_vectors_training.ipynb #10a1d492
 def _all_steps(run: Run, clocks: Sequence[Clock]) -> tuple[list[float], list[float]]:
     "Take steps in the recorded order of sums: losses, and norms before clipping."
     losses, norms = [], []
@@ -360,19 +383,23 @@ def _train_steps_case(z: Vectors) -> Iterator[Comparison]:
                 micro_batches=c['grad_accum_steps'])
     quant = {'qat': 'ste' if model.get('qat') else 'none', 'qat_numel': model.get('qat_min_numel')}
     with shards([z['train_tokens']]) as paths:
-        def start():
+        def start(params):
             settings = c | {'model': model | ({'qat': False} if 'qat' in model else {})}
-            run = begin(pr, z.under('param0/'), settings, optim, paths, data, quant)
+            run = begin(pr, params, settings, optim, paths, data, quant)
             if quant['qat'] == 'ste': start_qat(run)
             return run
-        yield from _first_gradients(z, start())
-        yield from _first_update(z, start(), clocks[0])
-        losses, norms = _all_steps(run := start(), clocks)
+        params = z.under('param0/')
+        yield from _first_gradients(z, start(params))
+        yield from _first_update(z, start(params), clocks[0])
+        run, twin = start(params), start(nudged(params, int(z['train_tokens'][0])))
+        (losses, norms), _ = _all_steps(run, clocks), _all_steps(twin, clocks)
     yield Comparison('train_loss', losses[1:], 1e-2, README, part=(1, len(losses)))
     if optim.grad_clip:
         yield Comparison('gradnorm_preclip', norms[1:], 1e-2*max(norms), BOUND, part=(1, len(norms)))
     else: yield same('gradnorm_preclip', [])   # the original looks at norms only where it clips
-    for name, w in to_reference(run.model, pr).items(): yield near(f'param3/{name}', w, 1e-3)
+    moved, bound = to_reference(twin.model, pr), .2*sum(scales)*max(optim.matrix_lr, optim.embed_lr, optim.scalar_lr)
+    for name, w in to_reference(run.model, pr).items():
+        yield _beside(f'param{len(scales)}/{name}', w, moved[name], bound, rms)
 
 # %% ../nbs/24_vectors_training.ipynb #a840e7f7
 def _validation(z: Vectors, run: Run, end: str, tolerance: float) -> Iterator[Comparison]:
@@ -385,16 +412,6 @@ def _validation(z: Vectors, run: Run, end: str, tolerance: float) -> Iterator[Co
     scores = sliding(run.model, used, length, length, bytes=table, batch=batch)
     yield near(f'final_val_loss_{end}', scores.nll.mean(), tolerance)
     yield near(f'final_val_bpb_{end}', scores.bpb, tolerance)
-
-
-def nudged(
-    params: Mapping[str, np.ndarray],   # under the original's names
-    token: int,                         # that the run will see
-) -> dict[str, np.ndarray]:
-    "Move one weight, of a token's embedding, by one unit in the last place."
-    table = params['tok_emb.weight'].copy()
-    table[token, 0] = np.nextafter(table[token, 0], np.float32(np.inf))
-    return {**params, 'tok_emb.weight': table}
 
 
 def _follow(run: Run, steps: int) -> dict[str, np.ndarray]:
@@ -428,8 +445,7 @@ def _looped_run_case(z: Vectors) -> Iterator[Comparison]:
     yield same('loop_enabled_at_step', depths.index(len(run.config.model.schedule)))
     bounds = {'train_loss': 5e-3 if rounded else 1e-5, 'grad_norm': 5e-2 if rounded else 1e-4}
     for name, values in noted.items():
-        why = f'{README}; one ulp: {np.abs(values - apart[name]).max():.0e}'
-        yield near(name, values, bounds.get(name, 1e-12), why)
+        yield _beside(name, values, apart[name], bounds.get(name, 1e-12))
     yield from _ends(z, run, twin, rounded)
 
 
@@ -440,17 +456,117 @@ def _ends(z: Vectors, run: Run, twin: Run, rounded: bool) -> Iterator[Comparison
             for one in (run, twin): one.averages['ema'].give(one.model)
         ours, moved = to_reference(run.model, 1493), to_reference(twin.model, 1493)
         for name, w in ours.items():
-            why = f'{README}; one ulp: {(w - moved[name]).abs().max().item() if w.numel() else 0:.0e}'
-            yield near(f'final_{end}/{name}', w, 2.5e-2 if rounded else 1e-4, why)
+            bound = 2.5e-2 if rounded else 1e-4
+            yield _beside(f'final_{end}/{name}', w, moved[name], bound, rms if rounded else largest)
         yield from _validation(z, run, end, 5e-3 if rounded else 1e-5)
 
 # %% ../nbs/24_vectors_training.ipynb #e1c244de
+_MODEL = {  # the scripts' defaults, where the environment says nothing: of the model
+    1640: dict(vocab_size=1024, model_dim=512, num_heads=8, num_kv_heads=4, num_unique_blocks=6,
+               recurrence_steps=4, mlp_mult=3, bigram_buckets=2048, tie_embeddings=1, logit_softcap=30.,
+               rope_base=10000.),
+    1406: dict(vocab_size=1024, model_dim=512, num_heads=8, num_kv_heads=4, num_layers=11, mlp_mult=3.,
+               bigram_vocab_size=2048, bigram_dim=128, xsa_last_n=11, rope_dims=16, rope_base=10000., ve_dim=128,
+               ve_enabled=1, ve_layers='9,10', recur_layers='4,5', ln_scale=1, tie_embeddings=1,
+               logit_softcap=30.)}
+_RUN = {  # of the run
+    1640: dict(qat_start_fraction=.1, warmup_steps=20, val_loss_every=1000, val_batch_size=524_288,
+               train_seq_len=1024, train_batch_tokens=524_288, iterations=200_000),
+    1406: dict(late_qat_threshold=.15, warmup_steps=20, val_loss_every=4000, val_batch_size=524_288,
+               train_seq_len=2048, train_batch_tokens=786_432, iterations=20_000, ttt_epochs=10, ttt_lr=5e-4,
+               ttt_batch_seqs=32, ttt_freeze_blocks=0)}
+
+
+def run_settings(
+    pr: int,                            # 1640 or 1406
+    env: Mapping[str, str],             # of a recorded run
+) -> tuple[dict[str, Any], dict[str, Any]]:   # of the model, and of the run, in small letters
+    "Read the settings of a run from its environment; the script's defaults hold where it says nothing."
+    def value(text):
+        try: number = float(text)
+        except ValueError: return text
+        return int(number) if number.is_integer() else number
+    given = {name.lower(): value(text) for name, text in env.items()}
+    model = {name: given.pop(name, usual) for name, usual in _MODEL[pr].items()}
+    if pr == 1406:
+        model['recur_layers'] = [int(block) for block in str(model['recur_layers']).split(',') if block.strip()]
+        model['ve_layers'] = str(model['ve_layers'])
+    return model, _RUN[pr] | given
+
+# %% ../nbs/24_vectors_training.ipynb #c514d3b3
+class Recorded:
+    "A recorded run of #1640 or #1406 that is done again; `losses` are in the order in which they are computed."
+    def __init__(self, z: Vectors, params: Mapping[str, Any], paths: Sequence[Path]):
+        self.pr = 1406 if any('qo_bank' in name for name in params) else 1640
+        self.model, self.settings = run_settings(self.pr, z.config()['env'])
+        self.params, self.paths, self.losses, s = params, paths, [], self.settings
+        self.optim = recipe(self.pr, self.model | s)
+        rows = z['val_tokens'][:(len(z['val_tokens']) - 1)//s['train_seq_len']*s['train_seq_len'] + 1]
+        self.rows = torch.from_numpy(rows.astype(np.int64))
+        self.run = self.begin(self.optim, {'qat_rate': s['late_qat_threshold']} if self.pr == 1406 else
+                              {'qat_step': max(1, int(s['qat_start_fraction']*s['iterations']))})
+
+    def begin(self, optim: OptimConfig, quant: Mapping[str, Any]) -> Run:
+        "Put a run together whose losses are noted."
+        s = self.settings
+        data = dict(seq_len=s['train_seq_len'], batch_tokens=s['train_batch_tokens'], micro_batches=8)
+        run = begin(self.pr, self.params, self.model, optim, self.paths, data, quant, steps=s['iterations'],
+                    prime_steps=s['warmup_steps'])
+        self.listen(run.model)
+        return run
+
+    def listen(self, model: Model):
+        "Note every mean loss that a model computes from here on."
+        plain = model.loss
+        def loss(*args, **options):
+            value = plain(*args, **options)
+            self.losses.append(value.item())
+            return value
+        model.loss = loss
+
+    def validate(self, model: Model):
+        "Compute the losses of a validation, batch by batch."
+        length = self.settings['train_seq_len']
+        x, y = self.rows[:-1].view(-1, length), self.rows[1:].view(-1, length)
+        model.eval()
+        with torch.no_grad():
+            batch = self.settings['val_batch_size']//(8*length)
+            for parts in zip(x.split(batch), y.split(batch), strict=True): model.loss(*parts)
+        model.train()
+
+    def train(self) -> dict[str, int]:       # where in `losses` things begin: 'validation', 'steps', 'grids', 'end'
+        "Prime, validate, train."
+        run, s, at = self.run, self.settings, {}
+        warm = self.begin(replace(self.optim, momentum_warmup_steps=0, warmdown_steps=0, grad_clip=0.), {'qat': 'none'})
+        with TileProducts():
+            for _ in range(s['warmup_steps']): train_step(warm)
+            for step in range(s['iterations'] + 1):
+                if run.model.fake_quant is None and qat_due(run.config, run.clock):
+                    at['grids'] = len(self.losses)
+                    start_qat(run)
+                if step == s['iterations'] or step % s['val_loss_every'] == 0: self.validate(run.model)
+                if step == 0: at['steps'] = len(self.losses)
+                if step < s['iterations']: train_step(run)
+        return at | {'end': len(self.losses)}
+
+# %% ../nbs/24_vectors_training.ipynb #f0ad9446
+def _begun_case(z: Vectors) -> Iterator[Comparison]:
+    "A whole run of #1640 or #1406 up to the last weights."
+    params = z.under('init/')
+    with shards([z[name] for name in sorted(z.names('train_tokens/'))]) as paths:
+        ours = Recorded(z, params, paths)
+        at = ours.train()
+    n = len(ours.losses)
+    yield Comparison('losses_in_call_order', ours.losses, 5e-3, f'{at}', part=(0, n))
+
+# %% ../nbs/24_vectors_training.ipynb #8569ca50
 KINDS = [
     Kind('Muon, matrices by name', ('param0/*', 'grad1/*', 'ns_of_grad1/*'), _named_muon_case),
     Kind('Muon, several shapes', ('p0/*', 'grad0/*', 'buf1/*', 'ns*/*'), _numbered_muon_case),
     Kind('MuonEq-R', ('hp/row_normalize', 'param1_nsf32/*', 'momentum_buffer/*'), _muon_eq_case),
     Kind('three steps', ('param0/*', 'param3/*', 'groups', 'lr_scale'), _train_steps_case),
     Kind('a run with a loop', ('init/*', 'final_ema/*', 'loop_enabled_at_step'), _looped_run_case),
+    Kind('a whole run', ('init/*', 'train_tokens/*', 'losses_in_call_order'), _begun_case),
     Kind('rates', ('*/lr_mul', '*/elapsed_ms', 'momentum/value'), _schedule_case),
     Kind('running mean', ('ema/*', 'param/*', 'decay'), _ema_case),
 ]

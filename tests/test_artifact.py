@@ -1,5 +1,5 @@
 "What must hold for every artifact: it comes back as it was, and its bytes are the bytes on disk."
-import json
+import hashlib
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def coded(draw):
     kind = draw(st.sampled_from(['zeros', 'constant rows', 'twins', 'ends', 'uniform', 'normal']))
     top = 2**(bits - 1) - 1
     codes = torch.from_numpy(fill(kind, shape or (1,), -top - low, top, rng).reshape(shape))
-    if single: steps = torch.tensor(draw(st.floats(0, 1e30, width=32)))
+    if single: steps = torch.tensor(draw(st.floats(0, 2.**99, width=32)))
     else:
         make = draw(st.sampled_from([steps_huge, steps_denormal, steps_usual]))
         steps = torch.from_numpy(make(rows, rng))
@@ -117,7 +117,7 @@ def test_weights_come_back_as_they_were_quantized(tmp_path_factory, data, bits, 
     "From weights: rows of zeros, constant, denormal, and huge rows."
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 2**32))))
-    scale = data.draw(st.lists(st.sampled_from([0., 1e-40, 1e-7, 1., 1e4]), min_size=rows, max_size=rows))
+    scale = data.draw(st.lists(st.sampled_from([0., 1e-40, 1e-7, 1., 1e3]), min_size=rows, max_size=rows))
     w = w*torch.tensor(scale)[:, None]
     if data.draw(st.booleans()): w[0] = 3.
     stored = convert({'blocks.0.q': w}, plan := {'blocks.0.q': Grid(bits, rule)})
@@ -155,7 +155,6 @@ def test_the_entropy_coder_costs_the_entropy():
 
 def test_streams_are_the_same_on_every_machine():
     "Sizes and contents that were recorded; a machine that computes other tables fails here, not in a reader."
-    import hashlib
     rng = np.random.default_rng(1)
     x = rng.integers(-9, 10, (60, 40)) + rng.integers(-4, 5, (60, 1))*rng.integers(-2, 3, (1, 40))
     codes = np.clip(x, -31, 31).astype(np.int8)
@@ -164,10 +163,9 @@ def test_streams_are_the_same_on_every_machine():
         if name.startswith('entropy'):
             content = codec.pack([codes], [Part('int8', codes.shape, 6)])
             found[name] = hashlib.sha256(content).hexdigest()[:12]
-    assert found == json.loads(RECORDED), found
-
-
-RECORDED = '{}'
+    assert found == {
+        'entropy': '1b0f74fd9efd', 'entropy+turned': 'b6dbc2c4581e', 'entropy+follow256': 'fe7deb34ce15',
+        'entropy+avoid1': '7056ce7d2ba2', 'entropy+avoid8': 'fca19d1b45b9'}
 
 
 def test_predictions_stay_within_their_budget(monkeypatch):

@@ -12,15 +12,23 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from golf_nb.config import Bigram, ConfigError, ModelConfig, RunConfig, TTTConfig, ValueEmbed, from_dict, to_dict
-from golf_nb.evaluate import TAILS, merge, sliding, windows
+from golf_nb.config import (
+    Bigram,
+    ConfigError,
+    ModelConfig,
+    RunConfig,
+    TTTConfig,
+    ValueEmbed,
+    from_dict,
+    to_dict,
+)
+from golf_nb.evaluate import NOT_LEGAL, TAILS, merge, sliding, windows
 from golf_nb.interop import check_file
 from golf_nb.model import build
 from golf_nb.presets import PRESETS, get
 from golf_nb.schedule import from_order
 from golf_nb.tokenizer import ByteTable
 from golf_nb.ttt import (
-    NOT_LEGAL,
     ScoreFirst,
     ValidationTraining,
     chunks,
@@ -44,7 +52,7 @@ KINDS = {
     'short chunks': replace(SGD, chunk=8, lr=0.01),
     'tied': replace(SGD, update='adapters', adapters='tied', chunk=8, rank=2, lr=0.02),
     'visit': replace(SGD, update='adapters', adapters='visit', chunk=16, rank=2, lr=0.02),
-    'cold': replace(SGD, update='adapters', adapters='visit', chunk=16, rank=2, lr=0.02, warm=False, decay=0.1),
+    'cold': replace(SGD, update='adapters', chunk=16, rank=2, lr=0.02, warm=False, decay=0.1),
 }
 FILES = ['pr927/ttt', 'pr1493/ttt', 'pr1493/ttt_multibatch', 'pr1406/ttt_scorefirst',
          'pr1406/ttt_scorefirst_0406', 'pr1406/ttt_prequant', 'pr1406/ttt_prequant_freeze2']
@@ -55,8 +63,8 @@ every_kind = pytest.mark.parametrize('config', KINDS.values(), ids=KINDS)
 def model():
     "A model with a loop, skips, XSA and a value embedding, none of them trivial."
     schedule = from_order([0, 1, 2, 1, 2], gated=True, xsa=[4], value_embed=[4])
-    model = build(ModelConfig(schedule=schedule, vocab=VOCAB, dim=16, heads=4, kv_heads=2, hidden=24, smear=True,
-                              bigram=Bigram(31, 8), value_embed=ValueEmbed(8)))
+    model = build(ModelConfig(schedule=schedule, vocab=VOCAB, dim=16, heads=4, kv_heads=2, hidden=24,
+                              smear=True, bigram=Bigram(31, 8), value_embed=ValueEmbed(8)))
     torch.manual_seed(1)
     with torch.no_grad():
         for p in model.parameters(): p.add_(0.2*torch.randn_like(p))
@@ -67,7 +75,8 @@ def model():
 def table():
     "Bytes of tokens that mean nothing."
     rng = np.random.default_rng(2)
-    return ByteTable(rng.integers(1, 6, VOCAB).astype(np.int16), rng.random(VOCAB) < 0.3, np.zeros(VOCAB, bool))
+    base, space = rng.integers(1, 6, VOCAB).astype(np.int16), rng.random(VOCAB) < 0.3
+    return ByteTable(base, space, np.zeros(VOCAB, bool))
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +111,7 @@ def test_every_target_is_scored_once_and_before_it_is_trained_on(N, window, stri
     assert all(c*size == chunk.start and chunk.end <= chunk.hi for c, chunk in enumerate(plan))
     shares = [chunks(cut, N, size, 'once', rank, world) for rank in range(world)]
     assert sorted((w for _, mine in shares for w in mine), key=lambda w: w.start) == cut
-    for c in range(len(plan)):                       # within a chunk, too, the shares are those of its windows
+    for c in range(len(plan)):                         # within a chunk, too, all its windows are shared
         own = [w for plan_, mine in shares for w in mine[plan_[c].first:plan_[c].last]]
         assert own == [w for w in cut if min(w.score//size, len(plan) - 1) == c]
 
@@ -125,9 +134,12 @@ def test_rows_of_blocks():
 
 
 def test_what_is_frozen(model):
-    def still(**options): return {n for n, f in rate_factors(model, **options).items() if isinstance(f, float) and not f}
+    def still(**options):
+        found = rate_factors(model, **options).items()
+        return {name for name, factor in found if isinstance(factor, float) and not factor}
     assert still() == set()
-    assert still(freeze_blocks=2) == {f'blocks.{b}.{m}' for b in (0, 1) for m in ('q', 'k', 'v', 'o', 'up', 'down')}
+    matrices = ('q', 'k', 'v', 'o', 'up', 'down')
+    assert still(freeze_blocks=2) == {f'blocks.{b}.{m}' for b in (0, 1) for m in matrices}
     assert still(freeze_blocks=2, frozen_part='rows') == set()
     rows = rate_factors(model, freeze_blocks=1, first_block_rate=0.5)['cond.attn_scale']
     assert rows.flatten().tolist() == [0, 0.5, 1]
@@ -157,14 +169,14 @@ def test_the_first_chunk_is_plain_and_the_given_model_untouched(model, stream, t
 
 
 @every_kind
-@pytest.mark.parametrize('t', [1, 31, 32, 33, 70, 71, 100, 146])
-def test_what_comes_later_does_not_matter(model, stream, table, config, t):
+def test_what_comes_later_does_not_matter(model, stream, table, config):
     "Future flip: with other tokens after position t, everything up to t is the same, to the last bit."
     run = adapted(model, stream, config, table)
-    flipped = stream.copy()
-    flipped[t + 1:] = 2 + (flipped[t + 1:] + 5) % (VOCAB - 2)
-    again = adapted(model, flipped, config, table)
-    assert np.array_equal(run.nll[:t], again.nll[:t])
+    for t in (1, 31, 33, 71, 120):
+        flipped = stream.copy()
+        flipped[t + 1:] = 2 + (flipped[t + 1:] + 5) % (VOCAB - 2)
+        again = adapted(model, flipped, config, table)
+        assert np.array_equal(run.nll[:t], again.nll[:t]), t
 
 
 @every_kind
@@ -187,9 +199,11 @@ def test_scoring_changes_nothing_and_reads_no_further_than_it_must(model, stream
         before = {name: value.clone() for name, value in machine.state().items()}
         known = stream[:chunk.hi + 1].astype(np.uint16)
         nll, position, _ = machine.score(c, known)
-        rows = machine.log_probs(chunk.lo, chunk.hi, known[:-1]) if chunk.hi > chunk.lo else np.zeros((0, VOCAB))
+        rows = np.zeros((0, VOCAB))
+        if chunk.hi > chunk.lo: rows = machine.log_probs(chunk.lo, chunk.hi, known[:-1])
         after = machine.state()
-        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
         assert np.array_equal(nll, run.nll[run.chunk == c])
         np.testing.assert_allclose(-rows[position - chunk.lo, stream[position + 1]], nll, atol=1e-5)
         assert machine.adapt(c, known, nll.mean() if len(nll) else None) == run.epochs[c]
@@ -237,7 +251,7 @@ def test_adapters_start_anew_with_a_document(model, stream, table):
 
 @pytest.mark.parametrize('tail', TAILS)
 def test_every_tail_rule_adapts(model, stream, table, tail):
-    run, still = (f(model, stream, *rest, tail=tail) for f, rest in ((adapted, (SGD, table)), (plain, (table,))))
+    run, still = adapted(model, stream, SGD, table, tail=tail), plain(model, stream, table, tail=tail)
     assert np.array_equal(run.position, still.position) and run.bytes == still.bytes
     zero = adapted(model, stream, replace(SGD, lr=0.), table, tail=tail)
     assert np.array_equal(zero.nll, still.nll)
@@ -260,7 +274,7 @@ def slow_step(name, p, g, config, buffers, rate):
     buffers[name] = config.momentum*buffers.get(name, 0) + g
     g = buffers[name]
     if config.update == 'muon':
-        if name in ('cond.attn_scale', 'cond.mlp_scale', 'cond.q_gain') or p.ndim < 2: pass     # stacked vectors
+        if name in ('cond.attn_scale', 'cond.mlp_scale', 'cond.q_gain') or p.ndim < 2: pass  # stacked vectors
         elif p.ndim == 3: g = torch.stack([slow_newton_schulz(part, config.ns_steps) for part in g])
         else: g = slow_newton_schulz(g, config.ns_steps)
     p.data -= rate*g
@@ -284,8 +298,8 @@ def slow_twin(model, stream, config):
         rate = config.lr*(1 + math.cos(math.pi*c/(count - 1)))/2
         for _ in range(epochs):
             for i in range(c*config.chunk, (c + 1)*config.chunk, WINDOW*config.batch):
-                part = [stream[j:j + WINDOW + 1] for j in range(i, min(i + WINDOW*config.batch, (c + 1)*config.chunk), WINDOW)]
-                part = torch.tensor(np.stack(part))
+                end = min(i + WINDOW*config.batch, (c + 1)*config.chunk)
+                part = torch.tensor(np.stack([stream[j:j + WINDOW + 1] for j in range(i, end, WINDOW)]))
                 model.zero_grad()
                 model.loss(part[:, :-1], part[:, 1:]).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -318,8 +332,10 @@ def share_of(rank, world, address, folder, given):
         dist.all_gather_object(shares, (run, state))
         whole = merge([share for share, _ in shares])
         assert all(other == state for _, other in shares), 'the processes have drifted apart'
-        found[name] = dict(nll=whole.nll.tolist(), bpb=whole.bpb, epochs=run.epochs, chunk_nll=run.chunk_nll.tolist())
-    trained, losses = train_on_validation(model, stream, WINDOW, ValidationTraining(0.01, 2, 3), rank=rank, world=world)
+        found[name] = dict(nll=whole.nll.tolist(), bpb=whole.bpb, epochs=run.epochs,
+                           chunk_nll=run.chunk_nll.tolist())
+    config = ValidationTraining(0.01, 2, 3)
+    trained, losses = train_on_validation(model, stream, WINDOW, config, rank=rank, world=world)
     found['validation'] = dict(losses=losses, bpb=plain(trained, stream, table).bpb)
     if rank == 0: (folder/'found.json').write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -330,7 +346,7 @@ def test_two_processes_adapt_like_one(model, table, stream, tmp_path):
     found = json.loads((tmp_path/'found.json').read_text())
     for name, config in KINDS.items():
         alone, both, loose = adapted(model, stream, config, table), found[name], 'muon' in name
-        assert abs(both['bpb'] - alone.bpb) < (1e-3 if loose else 1e-5), name      # bf16 iterations amplify rounding
+        assert abs(both['bpb'] - alone.bpb) < (1e-3 if loose else 1e-5), name   # bf16 amplifies rounding
         assert both['epochs'] == [*alone.epochs], name
         np.testing.assert_allclose(both['nll'], alone.nll, atol=0.05 if loose else 1e-4)
         np.testing.assert_allclose(both['chunk_nll'], alone.chunk_nll, atol=0.5 if loose else 1e-3)
@@ -348,7 +364,8 @@ def test_recorded_adaptation(reference, name):
 
 
 @pytest.mark.parametrize('name, array', [
-    ('pr927/ttt', 'param_final/smear.gate'), ('pr1493/ttt', 'step_lr'), ('pr1493/ttt_multibatch', 'per_token_chunk'),
+    ('pr927/ttt', 'param_final/smear.gate'), ('pr1493/ttt', 'step_lr'),
+    ('pr1493/ttt_multibatch', 'per_token_chunk'),
     ('pr1406/ttt_scorefirst', 'sgd_freeze2/nll'), ('pr1406/ttt_prequant', 'final/qo_bank')])
 def test_a_wrong_number_is_found(reference, name, array, tmp_path):
     with np.load(reference/f'{name}.npz') as recorded: arrays = dict(recorded)
@@ -365,15 +382,16 @@ def test_presets_adapt_as_their_systems_did():
     for name in on:
         for scale in ('full', 'mini'):
             run = get(name, scale)
-            assert run.ttt.chunk % run.eval.window == 0 and from_dict(RunConfig, json.loads(json.dumps(to_dict(run)))) == run
+            assert run.ttt.chunk % run.eval.window == 0
+            assert from_dict(RunConfig, json.loads(json.dumps(to_dict(run)))) == run
     assert (get('cycle', 'full').ttt.freeze_blocks, get('loop3', 'full').ttt.lr) == (1, 0.005)
     with pytest.raises(ConfigError, match='ttt.updat: unknown key; did you mean ttt.update'):
         from_dict(RunConfig, {'ttt': {'updat': 'sgd'}})
 
 
-@pytest.mark.parametrize('size, words', [(0, 'ttt.chunk must be at least 1'), (-5, 'ttt.chunk must be at least 1')])
-def test_a_chunk_has_tokens(model, stream, table, size, words):
-    with pytest.raises(ValueError, match=words): adapted(model, stream, replace(SGD, chunk=size), table)
+@pytest.mark.parametrize('size', [0, -5])
+def test_a_chunk_has_tokens(model, stream, table, size):
+    with pytest.raises(ValueError, match='ttt.chunk must be at least 1'): adapted(model, stream, replace(SGD, chunk=size), table)
 
 
 def test_training_on_validation_says_what_it_is(model, stream, table):
@@ -381,10 +399,10 @@ def test_training_on_validation_says_what_it_is(model, stream, table):
     before = {name: p.clone() for name, p in model.named_parameters()}
     config = ValidationTraining(lr=0.02, epochs=20, batch=4, freeze_blocks=1)
     trained, losses = train_on_validation(model, stream, WINDOW, config)
-    assert losses[-1] < 0.5*losses[0] and plain(trained, stream, table).bpb < 0.6*plain(model, stream, table).bpb
+    assert losses[-1] < 0.5*losses[0]
+    assert plain(trained, stream, table).bpb < 0.6*plain(model, stream, table).bpb
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert torch.equal(trained.cond.attn_scale[0], model.cond.attn_scale[0])            # frozen
     assert not torch.equal(trained.cond.attn_scale[1], model.cond.attn_scale[1])
     assert not torch.equal(trained.blocks[0].q, model.blocks[0].q)                      # in a bank: it moves
-    assert NOT_LEGAL in (train_on_validation.__doc__ + ValidationTraining.__doc__).replace('is then not', 'is not a').lower() \
-        or 'not legal' in train_on_validation.__doc__
+    assert NOT_LEGAL in ValidationTraining.__doc__ and 'not legal' in train_on_validation.__doc__

@@ -1,0 +1,75 @@
+"What does training on the grid cost? Steps of `cycle` mini with each kind of QAT, taken in turn."
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from golf_nb.artifact import write_atomically
+from golf_nb.data import get_dataset
+from golf_nb.presets import get
+from golf_nb.report import circumstances
+from golf_nb.trainer import Process, prime, start, train_step
+
+KINDS = ('none', 'ste', 'tied', 'fresh', 'ste, in every micro-batch')
+
+
+def runs(mode, tokens):
+    "One run for each kind, primed; all start alike."
+    cycle = get('cycle')
+    for kind in KINDS:
+        config = replace(cycle, steps=10_000, compile=mode == 'compiled',
+                         quant=replace(cycle.quant, qat=kind.split(',')[0], min_numel=8192),
+                         data=replace(cycle.data, batch_tokens=tokens, micro_batches=4))
+        run = start(config, get_dataset(config.data.source, config.model.vocab), Process())
+        prime(run)
+        yield kind, run
+
+
+def seconds(run, forget):
+    "Time one step; `forget`: compute rounded weights anew in every micro-batch."
+    begin, loss = time.perf_counter(), run.model.loss
+    def forgetful(*arguments, **options):
+        if run.model.fake_quant: run.model.fake_quant.cache.clear()
+        return loss(*arguments, **options)
+    if forget: run.model.loss = forgetful
+    train_step(run)
+    if forget: del run.model.loss
+    return time.perf_counter() - begin
+
+
+def main():
+    "Print the extra time of each kind, as the median over rounds of its step's time over that without QAT."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--tokens', type=int, default=16384, help='of a step')
+    parser.add_argument('--modes', nargs='+', default=['eager', 'compiled'])
+    parser.add_argument('--out', type=Path, help='write the record here')
+    chosen = parser.parse_args()
+    found = {}
+    for mode in chosen.modes:
+        each = dict(runs(mode, chosen.tokens))
+        for run in each.values(): train_step(run)
+        times = {kind: [] for kind in KINDS}
+        for i in range(chosen.rounds):
+            for kind in (KINDS if i % 2 else KINDS[::-1]):   # in turn, there and back
+                times[kind].append(seconds(each[kind], ',' in kind))
+        found[mode] = {}
+        for kind in KINDS:
+            ratios = sorted(a/b for a, b in zip(times[kind], times['none'], strict=True))
+            quarter = len(ratios)//4
+            found[mode][kind] = {'ratio': statistics.median(ratios), 'low': ratios[quarter],
+                                 'high': ratios[-1 - quarter], 'seconds': statistics.median(times[kind])}
+            line = found[mode][kind]
+            print(f'{mode:9} {kind:26} {line["seconds"]:6.3f} s a step, {100*(line["ratio"] - 1):+5.1f} % '
+                  f'(quartiles {100*(line["low"] - 1):+.1f} .. {100*(line["high"] - 1):+.1f})', flush=True)
+    if chosen.out:
+        record = {'rounds': chosen.rounds, 'tokens': chosen.tokens, 'threads': torch.get_num_threads(),
+                  'times': found, **circumstances()}
+        write_atomically(chosen.out, json.dumps(record, indent=1).encode())
+
+
+if __name__ == '__main__': main()
