@@ -84,15 +84,24 @@ class Codec:
     work: Callable[[Part], float] = lambda part: 0.            # of unpacking; see MAX_WORK
 
 # %% ../nbs/12_artifact.ipynb #d0dfe588
-def _filters(size: int) -> list[dict]:
-    "Settings of lzma for so many bytes."
-    window = 1 << min(26, max(12, (size - 1).bit_length()))
-    return [{'id': lzma.FILTER_LZMA2, 'preset': 9 | lzma.PRESET_EXTREME, 'dict_size': window}]
+def _window(size: int) -> int:
+    "Logarithm of lzma's dictionary for so many bytes."
+    return min(26, max(12, (size - 1).bit_length()))
+
+
+def _filters(window: int) -> list[dict]:
+    return [{'id': lzma.FILTER_LZMA2, 'preset': 9 | lzma.PRESET_EXTREME, 'dict_size': 1 << window}]
+
+
+def _lzma_pack(raw: bytes) -> bytes:
+    window = _window(len(raw))
+    return bytes([window]) + lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(window))
 
 
 def _lzma_unpack(content: bytes, size: int) -> bytes:
-    reader = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(size))
-    raw = reader.decompress(content, size + 1)
+    if content[:1] != bytes([_window(size)]): return b''     # before memory is taken for the dictionary
+    reader = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(content[0]))
+    raw = reader.decompress(content[1:], size + 1)
     return raw if reader.eof and not reader.unused_data else b''
 
 
@@ -134,7 +143,7 @@ COMPRESSORS = {   # name: (compress, decompress to a known size)
     'zlib': (lambda raw: zlib.compress(raw, 9), _zlib_unpack),
     'zstd': (_zstd_pack, _zstd_unpack),
     'brotli': (lambda raw: brotli.compress(raw, quality=11), _brotli_unpack),
-    'lzma': (lambda raw: lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(len(raw))), _lzma_unpack),
+    'lzma': (_lzma_pack, _lzma_unpack),
 }
 
 # %% ../nbs/12_artifact.ipynb #81e8ecdf
@@ -351,8 +360,9 @@ def _factorize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _related_work(part: Part) -> float:
-    "Multiplications of `_code_related`."
+    "Multiplications of `_code_related`; it is for matrices with at least half as many rows as columns."
     rows, columns = _matrix(part)
+    if columns > 2*rows: return 0.
     return sum(1 for _ in _blocks(rows, columns, 16))*columns**3/3
 
 
@@ -430,7 +440,7 @@ def _code_matrix(tables, source, part, kind, strength):
     twins, others = (None, None) if source is None else (source[marks], source[~marks])
     count = int(marks.sum())
     twins = _code_rows(tables, twins, count, columns, part, True)
-    if kind in ('follow', 'avoid'):
+    if kind in ('follow', 'avoid') and columns <= 2*rows:
         others = _code_related(tables, others, rows - count, columns, part, kind == 'follow', strength)
     else: others = _code_rows(tables, others, rows - count, columns, part, False)
     whole = np.empty((rows, columns), np.int8)
@@ -489,7 +499,7 @@ def _estimated_bits(codes: np.ndarray, kind: str, strength: float) -> float:
 def _promising(codes: np.ndarray, part: Part) -> tuple[str, float]:
     "The model of related rows that promises most, and the bits it would win."
     rows, columns = _matrix(part)
-    if not (32 <= rows and 16 <= columns <= 1024): return 'entropy', 0.
+    if not (32 <= rows and 16 <= columns <= min(1024, 2*rows)): return 'entropy', 0.
     codes = codes.reshape(rows, columns)
     codes = codes[~_twins(codes)].astype(float)
     if len(codes) < 32: return 'entropy', 0.
@@ -632,7 +642,9 @@ def _smallest(arrays: list[np.ndarray], parts: list[Part], preferred: str) -> tu
     quick = zlib.compress(b''.join(array.tobytes() for array in arrays), 1)
     if len(quick) < 1.1*min(map(len, packed.values())):
         packed['brotli'] = CODECS['brotli'].pack(arrays, parts)
-    best = min(packed, key=lambda name: len(packed[name]))
+    size = sum(part.size for part in parts)
+    sound = [name for name in packed if not CODECS[name].work(parts[0]) or 4*len(packed[name]) >= size]
+    best = min(sound, key=lambda name: len(packed[name]))
     return best, packed[best]
 
 
@@ -713,7 +725,10 @@ def _check_header(header, stored: int):
             missing.remove((tensor, what))
         parts = [_parts(tensors[tensor])[what] for tensor in stream['tensors']]
         _need(len({part.dtype for part in parts}) == 1, f'{where}: holds more than one type')
-        work += sum(map(codec.work, parts))
+        asked = sum(map(codec.work, parts))
+        _need(not asked or 4*stream['bytes'] >= sum(part.size for part in parts),
+              f'{where}: predictions are for codes worth at least two bits')
+        work += asked
     _need(not missing, f'{len(missing)} arrays are in no stream')
     _need(work <= MAX_WORK, f'unpacking would take {work:.2g} multiplications, more than {MAX_WORK:.2g}')
     _need(sum(stream['bytes'] for stream in streams) == stored, 'the streams do not fill the file')

@@ -99,8 +99,8 @@ class Muon(torch.optim.Optimizer):
             grads = torch._foreach_add(grads, params, alpha=group['weight_decay'])
         grads = [g.to(dtype) for g in grads]
         buffers = [self.state[p]['momentum'] for p in params]
-        torch._foreach_mul_(buffers, group['momentum'])
-        torch._foreach_add_(buffers, grads)
+        for buffer, g in zip(buffers, grads, strict=True):  # `_foreach_mul_` would round a factor to bf16
+            buffer.mul_(group['momentum']).add_(g)
         directions = torch._foreach_add(grads, buffers, alpha=group['momentum'])
         if not group['row_normalize']: return list(directions)
         lengths = [u.float().norm(dim=-1, keepdim=True).clamp_min(1e-7) for u in directions]

@@ -4,8 +4,8 @@
 
 Each changed file must load to the same tensors, or be refused with an `ArtifactError` of one line; if its
 checksum was made right again, it may also load to other tensors, if these are what its header declares.
-Nothing may be run on the way (an audit hook watches), and memory must stay below four times what the good file
-takes.
+Nothing may be run on the way (an audit hook watches), and memory must stay below four times what the good
+file takes.
 """
 import argparse
 import hashlib

@@ -4,7 +4,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from golf_nb.artifact import (
@@ -24,6 +24,14 @@ from golf_nb.artifact import (
 from golf_nb.quant import Codes, Grid, convert
 
 LAYOUTS = ('tensor', 'group')
+
+
+def saved(path, stored, codec, layout):
+    "Save; codes worth less than two bits may be refused predictions."
+    try: return save(path, stored, codec=codec, layout=layout)
+    except ArtifactError as error:
+        assert 'two bits' in str(error) and ('follow' in codec or 'avoid' in codec)
+        assume(False)
 
 
 def same(a, b):
@@ -91,7 +99,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=list(Heal
 @given(stored=artifacts, codec=st.sampled_from(['auto', *CODECS]), layout=st.sampled_from(LAYOUTS))
 def test_an_artifact_comes_back(tmp_path_factory, stored, codec, layout):
     path = tmp_path_factory.mktemp('a')/'a.golf'
-    size = save(path, stored, codec=codec, layout=layout)
+    size = saved(path, stored, codec, layout)
     assert size == path.stat().st_size and same(load(path), stored)
     table = ledger(path)
     total = table.iloc[-1]
@@ -104,7 +112,7 @@ def test_an_artifact_comes_back(tmp_path_factory, stored, codec, layout):
 def test_every_codec_gives_back_every_matrix(tmp_path_factory, codec, part, layout):
     path = tmp_path_factory.mktemp('a')/'a.golf'
     stored = {'a.q': part, 'b.q': part, 'values': torch.zeros(3).half()}
-    size = save(path, stored, codec=codec, layout=layout)
+    size = saved(path, stored, codec, layout)
     assert size == path.stat().st_size and same(load(path), stored)
     held = [stream for stream in read_header(path)['streams'] if stream['holds'] == 'codes']
     assert len(held) == (2 if layout == 'tensor' else 1)
