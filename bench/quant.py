@@ -107,7 +107,8 @@ def measure(folder, dataset, tokens, val, original_bytes):
         bpb = score(model, stored, val, config.data.seq_len, original_bytes)
         rows.append({'name': name, 'bpb': bpb, 'bytes': round(coded_bytes(stored))})
         print(f'{folder.name:8} {name:36} {bpb:.4f} bpb {rows[-1]["bytes"]:>10,} bytes', flush=True)
-    facts = {key: report[key] for key in ('seed', 'cost', 'dataset')} | {'quant': report['config']['quant']}
+    facts = {key: report[key] for key in ('seed', 'cost', 'dataset', 'commit')}
+    facts['quant'] = report['config']['quant']
     return {'rows': rows, 'spectra': drawn, 'row_maxima': quantiles, 'run': facts}
 
 

@@ -81,6 +81,7 @@ class Codec:
     name: str
     pack: Callable[[list[np.ndarray], list[Part]], bytes]
     unpack: Callable[[bytes, list[Part]], list[np.ndarray]]    # raises ArtifactError
+    least_bits: float = 0.                                     # per code; a stream with fewer is refused
     work: Callable[[Part], float] = lambda part: 0.            # of unpacking; see MAX_WORK
 
 # %% ../nbs/12_artifact.ipynb #d0dfe588
@@ -470,7 +471,8 @@ def _entropy_codec(kind: str = 'plain', strength: int = 0) -> Codec:
         return arrays
 
     name = 'entropy' if kind == 'plain' else f'entropy+{kind}{strength or ""}'
-    return Codec(name, pack, unpack, _related_work if strength else lambda part: 0.)
+    if strength: return Codec(name, pack, unpack, 2., _related_work)
+    return Codec(name, pack, unpack, 0.5)
 
 
 ENTROPY = {codec.name: codec for codec in (
@@ -640,12 +642,17 @@ def _smallest(arrays: list[np.ndarray], parts: list[Part], preferred: str) -> tu
     names = ['entropy'] + [preferred]*(preferred != 'entropy') + ['entropy+turned']*(len(parts) == 1)
     packed = {name: CODECS[name].pack(arrays, parts) for name in names}
     quick = zlib.compress(b''.join(array.tobytes() for array in arrays), 1)
-    if len(quick) < 1.1*min(map(len, packed.values())):
+    repeats = len(quick) < 1.1*min(map(len, packed.values()))
+    if repeats or not _dense('entropy', len(packed['entropy']), parts):
         packed['brotli'] = CODECS['brotli'].pack(arrays, parts)
-    size = sum(part.size for part in parts)
-    sound = [name for name in packed if not CODECS[name].work(parts[0]) or 4*len(packed[name]) >= size]
-    best = min(sound, key=lambda name: len(packed[name]))
+    best = min((name for name in packed if _dense(name, len(packed[name]), parts)),
+               key=lambda name: len(packed[name]))
     return best, packed[best]
+
+
+def _dense(codec: str, size: int, parts: list[Part]) -> bool:
+    "Does a stream have the bits that its codec must have?"
+    return 8*size >= CODECS[codec].least_bits*sum(part.size for part in parts)
 
 
 def _pack_streams(entries, arrays, codec, layout):
@@ -721,14 +728,13 @@ def _check_header(header, stored: int):
         _need(stream['bytes'] >= 0 and stream['tensors'], f'{where}: impossible size, or nothing in it')
         for tensor in stream['tensors']:
             known = type(tensor) is int and (tensor, what) in missing
-            _need(known, f'{where}: holds {what!r:.20} of {str(tensor):.20}, which is not there or not missing')
+            _need(known, f'{where}: holds {what!r:.20} of {str(tensor):.20}, not there or not missing')
             missing.remove((tensor, what))
         parts = [_parts(tensors[tensor])[what] for tensor in stream['tensors']]
         _need(len({part.dtype for part in parts}) == 1, f'{where}: holds more than one type')
-        asked = sum(map(codec.work, parts))
-        _need(not asked or 4*stream['bytes'] >= sum(part.size for part in parts),
-              f'{where}: predictions are for codes worth at least two bits')
-        work += asked
+        _need(_dense(codec.name, stream['bytes'], parts),
+              f'{where}: {codec.name} is for codes worth at least {codec.least_bits} bits')
+        work += sum(map(codec.work, parts))
     _need(not missing, f'{len(missing)} arrays are in no stream')
     _need(work <= MAX_WORK, f'unpacking would take {work:.2g} multiplications, more than {MAX_WORK:.2g}')
     _need(sum(stream['bytes'] for stream in streams) == stored, 'the streams do not fill the file')
@@ -750,8 +756,8 @@ def _read(path: str | Path) -> bytes:
 def _open(content: bytes) -> tuple[dict, int]:
     "Check everything but the streams: the header, and where the streams begin."
     if content[:7] == MAGIC[:7] and content[:8] != MAGIC:
-        raise ArtifactError(f'an artifact of version {content[7:8].hex() or "?"}; this program reads version 2 '
-                            'only: write it again from the weights in its run directory')
+        raise ArtifactError(f'an artifact of version {content[7:8].hex() or "?"}; this program reads version '
+                            '2: write it again from the weights in its run directory')
     _need(len(content) >= 44 and content[:8] == MAGIC, 'not a golf_nb artifact (wrong magic)')
     digest = hashlib.sha256(memoryview(content)[:-32]).digest()
     _need(digest == content[-32:], 'the checksum does not match: the file is damaged or cut short')
@@ -888,9 +894,11 @@ def decoder_bytes() -> int:    # of source that reads the entropy coder's stream
 def _entropy_bytes(part: Codes, factor: float = 1., fewer: int = 0) -> float:
     "Bytes by entropy of codes with steps `factor` times as long, or with fewer bits."
     top = (part.top + 1 >> fewer) - 1
-    values, counts = np.unique(part.codes.numpy(), return_counts=True)
-    new = np.clip(np.rint(values/(part.top/top if fewer else factor)), -top, top).astype(int)
-    share = np.bincount(new - new.min(), counts)
+    counts = torch.bincount(part.codes.flatten().long() - part.bottom, minlength=part.top - part.bottom + 1)
+    ends = np.arange(part.bottom, part.top + 2) - 0.5                  # of the levels as they are
+    new = (np.arange(-top, top + 2) - 0.5)*(part.top/top if fewer else factor)
+    new[[0, -1]] = ends[[0, -1]]                                       # the outer levels take the rest
+    share = np.diff(np.interp(new, ends, np.concatenate([[0], counts.cumsum(0).numpy()])))
     share = share[share > 0]
     return float(-(share*np.log2(share/share.sum())).sum()/8)
 

@@ -500,7 +500,7 @@ class Party:
         if not hasattr(os, 'fork'): raise AuditError('this system cannot fork: audit on Linux or macOS')
         there_read, self._write = os.pipe()
         self._read, there_write = os.pipe()
-        self.seconds, self.given = seconds, given
+        self.seconds, self.given, self._running = seconds, given, False
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             sys.stdout.flush()
@@ -511,24 +511,31 @@ class Party:
         os.close(there_read)
         os.close(there_write)
 
-    def begin(self): _send(self._write, {'op': 'run'})
+    def begin(self):
+        "Let a fresh process begin a run."
+        if not self._pid: raise PredictorError('the predictor is gone')
+        _send(self._write, {'op': 'run'})
+        self._running = True
 
     def ask(self, op: str, *arrays: np.ndarray, **facts: Any) -> tuple[dict, list[np.ndarray]]:
         "Send one request and wait for its answer."
         if not self._pid: raise PredictorError('the predictor is gone')
-        _send(self._write, {'op': op, **facts}, *arrays)
+        try: _send(self._write, {'op': op, **facts}, *arrays)
+        except BrokenPipeError: raise PredictorError(f'{op}: nobody is there to answer', 'EOFError') from None
         try: head, answers = _receive(self._read, time.monotonic() + self.seconds)
         except TimeoutError:
             self.close()
             raise PredictorError(f'{op}: no answer in {self.seconds:.0f} s', 'TimeoutError') from None
         except EOFError: raise PredictorError(f'{op}: the process of the predictor ended', 'EOFError') from None
         if 'ended' in head:
+            self._running = False
             raise PredictorError(f'{op}: the process of the predictor ended ({head["ended"]})', 'EOFError')
         if 'error' in head: raise PredictorError(head['error'], head['kind'])
         return head, answers
 
     def end(self) -> dict:
         "Finish a run: what was noted about it."
+        if not self._running: return {}
         noted, _ = self.ask('end')
         _receive(self._read, time.monotonic() + self.seconds)   # 'ended'
         return noted
@@ -536,6 +543,7 @@ class Party:
     def close(self):
         "End the process."
         if not self._pid: return
+        self._running = False
         os.close(self._write)
         for _ in range(200):          # it ends by itself when nobody asks any more, unless it is stuck
             if ended := os.waitpid(self._pid, os.WNOHANG)[0]: break
@@ -618,8 +626,8 @@ def run(
 ) -> Pass:
     "Score a stream, chunk after chunk."
     seen, begin = Pass(cuts), time.monotonic()
-    party.begin()
     try:
+        party.begin()
         seen.facts, _ = party.ask('start', vocab=stream.vocab, n_tokens=len(stream), kind=kind)
         state = seen.facts['state']
         if pad is not None: state = party.ask('pad', pad=pad)[0]['state']
@@ -697,6 +705,7 @@ class Prober:
 
     def __call__(self, lo: int, hi: int, inputs: np.ndarray):
         "Ask about the chunk lo..hi-1."
+        if hi - lo < 2 and lo: return               # a copy costs a fork; a row alone sees no target
         asked = questions(lo, hi, inputs, self.rng, self.vocab, self.many)
         t, values, tried = self.values(lo, hi, inputs)
         calls = [(q.hi, q.ids) for q in asked[:-1]] + [(hi, ids) for ids in tried] + [(hi, asked[-1].ids)]
@@ -843,13 +852,13 @@ def foreknowledge(
 # %% ../nbs/16_audit.ipynb #cf95d699
 class Swapper:
     "Shows copies of the predictor the inputs of another stream."
-    def __init__(self, party: Party, stream: Stream):
-        self.party, self.tokens, self.rows = party, stream._tokens, {}
-        self.left = 5
+    def __init__(self, party: Party, stream: Stream, after: int = 0):
+        self.party, self.tokens, self.rows, self.after = party, stream._tokens, {}, after
+        self.left = 5                      # a copy costs a fork
 
     def __call__(self, lo: int, hi: int, inputs: np.ndarray):
         "Ask for the rows of lo..hi-1, given the other stream."
-        if not self.left: return
+        if not self.left or lo < self.after: return
         self.left -= 1
         try: _, (rows,) = self.party.ask('probe', self.tokens[:hi - 1], lo=lo, his=[hi])
         except PredictorError as error:
@@ -1123,9 +1132,11 @@ def learning_rows(case: Case) -> list[Row]:
 
 def _declared_row(case, silent, delayed):
     "Does anything undeclared change a score?"
-    swapper = Swapper(case.party, case.stream)
-    at = case.cuts[1] - 1 if len(case.cuts) > 2 else case.cuts[0]
-    other = case.again(flipped(case.stream, at, case.rng, alone=True), before_score=swapper)
+    middle = case.cuts[len(case.cuts)//2]
+    swapper = Swapper(case.party, case.stream, middle)
+    past = _other(case.stream._tokens, case.cuts[0], middle, case.rng, case.stream.vocab)
+    other = case.again(Stream(past, case.stream.byte_table, vocab=case.stream.vocab, first=case.cuts[0]),
+                       before_score=swapper)
     results = [undeclared(case.base, silent), undeclared(case.base, delayed),
                undeclared(case.base, other, swapper.rows)]
     wrong, count = [lo for found, _ in results for lo in found], sum(n for _, n in results)

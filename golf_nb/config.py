@@ -210,6 +210,7 @@ class TTTConfig:
     clip: float = 1.                      # largest global L2 norm of the gradients; 0: off
     cosine: bool = True                   # rates fall to 0 over the chunks as half a cosine
     ns_steps: int = 3                     # Newton-Schulz iterations of 'muon'
+    ns_dtype: Literal['bf16', 'fp32'] = 'bf16'  # their arithmetic
     only: tuple[str, ...] = ()            # patterns of the parameters that move, e.g. 'cond.*'; none: all
     freeze_blocks: int = 0                # so many first blocks stay as they are
     frozen_part: Literal['block', 'rows'] = 'block'  # all of such a block, or its conditioning only (#1406)

@@ -246,7 +246,7 @@ def collect(
     means = sums.means()
     named = {name: gram for name, gram in means.items() if name.endswith('.proj')}
     named['embed' if model.head is None else 'head'] = means['head_in']
-    pairs = [(block, seen) for block in range(schedule.blocks) for seen in READERS]
+    pairs = [(block, seen) for block in sorted(set(schedule.order)) for seen in READERS]
     return named | {f'blocks.{block}.{matrix}': means[f'{block}.{seen}']
                     for block, seen in pairs for matrix in READERS[seen]}
 

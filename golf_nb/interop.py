@@ -6,8 +6,9 @@
 __all__ = ['PULL_REQUESTS', 'MATRICES', 'MAX_PACKED', 'MAX_UNPACKED', 'CODEC', 'BOUND', 'README', 'EXACT', 'PAGES',
            'InteropError', 'reference_config', 'xsa_per_visit', 'Place', 'places', 'cycle_grid', 'from_reference',
            'Assembled', 'reference_items', 'to_reference', 'shuffle_bytes', 'unshuffle_bytes', 'load_checkpoint',
-           'load_artifact', 'reference_init', 'Vectors', 'largest', 'rms', 'Comparison', 'same', 'near', 'difference',
-           'model_of', 'Kind', 'known_kinds', 'kind_of', 'Report', 'check_file', 'check', 'print_report', 'main']
+           'stack_banks', 'load_artifact', 'reference_init', 'Vectors', 'largest', 'rms', 'Comparison', 'same', 'near',
+           'difference', 'model_of', 'Kind', 'known_kinds', 'kind_of', 'Report', 'check_file', 'check', 'print_report',
+           'main']
 
 # %% ../nbs/15_interop.ipynb #d0c746c9
 import argparse
@@ -499,7 +500,10 @@ def _stored(found: dict[str, Any], pr: int, where: str) -> dict[str, Tensor]:
     return weights | {name: _tensor(f'{where}: {name}', w) for name, w in plain.items()}
 
 # %% ../nbs/15_interop.ipynb #8d467e95
-def _banks(flat: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def stack_banks(
+    flat: Mapping[str, Tensor],      # with matrices by block, e.g. 'blocks.0.attn.c_q.weight'
+    where: str,                      # where they are from, for messages
+) -> dict[str, Tensor]:              # with banks in their place
     "Stack #1406's matrices into its banks again."
     numbers = [int(found[1]) for name in flat if (found := re.match(r'blocks\.(\d{1,4})\.', name))]
     out, flat = {}, dict(flat)
@@ -528,7 +532,7 @@ def load_artifact(
     try: weights = _stored(found, pr, where)
     except (KeyError, TypeError, AttributeError) as error:
         raise InteropError(f'{where}: not an artifact of #{pr}: {type(error).__name__} {error}') from None
-    return _banks(weights, where) if pr == 1406 else weights
+    return stack_banks(weights, where) if pr == 1406 else weights
 
 # %% ../nbs/15_interop.ipynb #78898692
 def reference_init(
@@ -836,6 +840,7 @@ def main(
     command.add_argument('dir', type=Path, help='folder of npz files, e.g. with folders pr927, pr341, ...')
     command.add_argument('--only', nargs='+', metavar='NAME', help="only these, e.g. forward, 'pr*/rope'")
     chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)   # recorded models are small: threads would only get in each other's way
     try: reports = check(chosen.dir, chosen.only)
     except InteropError as error: parser.exit(2, f'error: {error}\n')
     for report in reports: print_report(report)

@@ -167,10 +167,14 @@ _FULL_RUN = {  # steps of priming; how deep, and when; what calibration is left 
 TTT = {  # test-time training of the systems that had any (#1406: of 28 March)
     'cycle': TTTConfig('sgd', lr=0.002, freeze_blocks=1),
     'loop3': TTTConfig('sgd', lr=0.005),
-    'replay-s28': TTTConfig('muon', lr=0.002, momentum=0., frozen_part='rows', more_above=2.1, fewer_below=1.75),
+    'replay-s28': TTTConfig('muon', lr=0.002, momentum=0., frozen_part='rows', more_above=2.1,
+                            fewer_below=1.75),
 }
 # at mini scale: chunks of one step an epoch; thresholds as far from the mean as the original's
-_SHORT_TTT = {'cycle': dict(lr=0.01), 'loop3': dict(lr=0.01), 'replay-s28': dict(lr=0.0005, more_above=3.1, fewer_below=2.6)}
+_SHORT_TTT = {
+    'cycle': dict(lr=0.01), 'loop3': dict(lr=0.01),
+    'replay-s28': dict(lr=0.005, more_above=3.1, fewer_below=2.6),
+}
 
 
 def _ttt(name: str, mini: bool) -> TTTConfig:

@@ -27,10 +27,10 @@ LAYOUTS = ('tensor', 'group')
 
 
 def saved(path, stored, codec, layout):
-    "Save; codes worth less than two bits may be refused predictions."
+    "Save; codes worth little may be refused by the entropy coder."
     try: return save(path, stored, codec=codec, layout=layout)
     except ArtifactError as error:
-        assert 'two bits' in str(error) and ('follow' in codec or 'avoid' in codec)
+        assert 'worth at least' in str(error) and 'entropy' in codec
         assume(False)
 
 

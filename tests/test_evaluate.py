@@ -180,7 +180,8 @@ def test_rows_are_complete_and_agree_with_the_scores(model, table, stream, lo, h
 
 def test_rows_need_the_tokens_before_them(model, stream):
     batches = Batches(windows(130, WINDOW, 4), WINDOW, 4)
-    with pytest.raises(ValueError, match='positions up to 19 need 20 tokens'): log_probs(model, stream[:19], 10, 20, batches)
+    with pytest.raises(ValueError, match='positions up to 19 need 20 tokens'):
+        log_probs(model, stream[:19], 10, 20, batches)
 
 
 @pytest.mark.parametrize('words, N, window, stride, tail', [

@@ -94,19 +94,22 @@ def weighted(w, codes, steps, hessian):
     return ((delta @ hessian.double())*delta).sum().item()
 
 
-@given(seed=st.integers(0, 2**20), rows=st.integers(4, 24), size=st.integers(8, 160), bits=st.integers(2, 6))
-def test_feedback_lowers_the_error_of_the_outputs(seed, rows, size, bits):
-    generator = torch.Generator().manual_seed(seed)
-    w, x = torch.randn(rows, size, generator=generator), inputs(generator, 4*size, size, rank=3)
-    hessian, grid = x.T @ x, Grid(bits)
-    steps = row_steps(w, grid)
-    ours, plain = compensated_codes(w, steps, grid, feedback(hessian)), to_codes(w, steps, grid)
-    assert weighted(w, ours, steps, hessian) <= weighted(w, plain, steps, hessian)*(1 + 1e-6)
+@pytest.mark.parametrize('bits', [2, 3, 4, 6])
+@pytest.mark.parametrize('size', [8, 40, 160])
+def test_feedback_lowers_the_error_of_the_outputs(size, bits):
+    "No theorem: each column is rounded for itself, so a single row can lose. Matrices of many rows do not."
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        w, x = torch.randn(64, size, generator=generator), inputs(generator, 4*size, size, rank=3)
+        hessian, grid = x.T @ x, Grid(bits)
+        steps = row_steps(w, grid)
+        ours, plain = compensated_codes(w, steps, grid, feedback(hessian)), to_codes(w, steps, grid)
+        assert weighted(w, ours, steps, hessian) <= weighted(w, plain, steps, hessian)
 
 
 ROUNDINGS = [Rounding(), Rounding((.85, .9, 1.), clip=True), Rounding((.999, 1.), 'matrix', floor=1.),
              Rounding((.9999,), low=True, half='after', floor=1.), GRIDS['universal'].again]
-values = st.sampled_from([0., 1., -1., 1e-30, 1e-9, -3e-5, .5, 7., -65000., 1e4])
+values = st.sampled_from([0., 1., -1., 1e-30, 1e-9, -3e-5, .5, 7., -4000., 3e3])
 
 
 @given(rows=st.integers(1, 6), size=st.integers(1, 9), bits=st.integers(2, 8), data=st.data(),
@@ -122,6 +125,14 @@ def test_any_matrix_is_rounded_within_its_grid(rows, size, bits, data, rounding,
     assert not codes[(w == 0).all(dim=1)].any()      # rows of zeros stay zeros
     again = round_matrix(w, grid, rounding, known)
     assert torch.equal(again[0], codes) and torch.equal(again[1], steps)
+
+
+@pytest.mark.parametrize('size', [1e6, 1e30])
+def test_a_step_beyond_fp16_is_an_error(size):
+    linear = nn.Linear(4, 4)
+    with torch.no_grad(): linear.weight.copy_(torch.eye(4)*size)
+    with pytest.raises(QuantError, match='weight: steps .* do not fit fp16'):
+        quantize_linears(linear, {}, Grid(2), Rounding())
 
 
 @given(seed=st.integers(0, 999), rows=st.integers(1, 5), size=st.integers(2, 40), bits=st.integers(3, 8))

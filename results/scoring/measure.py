@@ -73,7 +73,12 @@ def variants(best):
     for part, names in (('controls', ('cond.*', 'skips.*')), ('embed', ('embed',)), ('blocks', ('blocks.*',)),
                         ('looped blocks', ('blocks.1.*', 'blocks.2.*'))):
         yield from ((f'sgd, {part}, x{k}', replace(best, only=names, lr=best.lr*k)) for k in (1, 10))
-    yield from ((f'muon {lr}', replace(MUON, lr=lr)) for lr in (0.0005, 0.002, 0.008))
+    yield from ((f'muon {lr}', replace(MUON, lr=lr)) for lr in (0.0005, 0.002, 0.008, 0.02, 0.05))
+    yield 'muon 0.008, chunk 512', replace(MUON, lr=0.008, chunk=512)
+    yield 'muon 0.008, 1 epoch', replace(MUON, lr=0.008, epochs=1)
+    yield 'muon 0.008, looped blocks', replace(MUON, lr=0.008, only=('blocks.1.*', 'blocks.2.*'))
+    yield 'muon 0.008, outer blocks', replace(MUON, lr=0.008, only=('blocks.0.*', 'blocks.3.*'))
+    yield 'muon 0.008, embed', replace(MUON, lr=0.008, only=('embed',))
     for kind in ('tied', 'visit'):
         yield from ((f'adapters, {kind}, {lr}', replace(LORA, adapters=kind, lr=lr)) for lr in (0.001, 0.004))
     yield 'adapters, visit, never anew', replace(LORA, adapters='visit', lr=0.001, per_document=False)
@@ -101,7 +106,7 @@ def main():
     record.add('trained on validation first', lambda: cheat(model, tokens, table, dtype))
     record = Record(HERE/'sliding.json', about | {'tokens': SLIDING_TOKENS})
     for window, stride in ((256, 256), (256, 128), (256, 64), (256, 32), (256, 16), (128, 128), (128, 32),
-                           (64, 64), (64, 16), (32, 32), (16, 16), (512, 512), (512, 128)):
+                           (64, 64), (64, 16), (32, 32), (16, 16), (512, 512)):
         record.add(f'{window}/{stride}', lambda w=window, s=stride: slid(model, tokens, table, w, s, dtype))
 
 
