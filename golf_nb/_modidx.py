@@ -302,6 +302,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'golf_nb.audit_folders.ledger_row': ('audit_folders.html#ledger_row', 'golf_nb/audit_folders.py'),
                                        'golf_nb.audit_folders.legality_rows': ( 'audit_folders.html#legality_rows',
                                                                                 'golf_nb/audit_folders.py'),
+                                       'golf_nb.audit_folders.membership_row': ( 'audit_folders.html#membership_row',
+                                                                                 'golf_nb/audit_folders.py'),
                                        'golf_nb.audit_folders.merged': ('audit_folders.html#merged', 'golf_nb/audit_folders.py'),
                                        'golf_nb.audit_folders.protocol_rows': ( 'audit_folders.html#protocol_rows',
                                                                                 'golf_nb/audit_folders.py'),

@@ -408,6 +408,7 @@ class Server:
 
 # %% ../nbs/16_audit.ipynb #5ee746ed
 _TORCH_SEED = 67280421310721   # what torch begins with in a fresh process
+_DONE = 77                     # exit status of a process that has said what it was asked for
 
 
 def _settle(read: int, write: int):
@@ -440,11 +441,12 @@ def _apart(task: Callable[[], None]) -> int:
         sys.stdout.flush()
         pid = os.fork()
     if pid: return pid
+    done = []
     try:
-        worker = threading.Thread(target=task)
+        worker = threading.Thread(target=lambda: done.append(task()))
         worker.start()
         worker.join()
-    finally: os._exit(0)
+    finally: os._exit(_DONE if done else 1)
 
 
 def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
@@ -457,7 +459,9 @@ def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
             breaches = [line for stream in sealed for line in stream.breaches]
             return _send(write, {'noted': server.guard.noted, 'breaches': breaches})
         if head['op'] == 'probe':
-            os.waitpid(_apart(lambda h=head, a=arrays: _send(write, *_unpacked(server.answer(h, a)))), 0)
+            _, status = os.waitpid(_apart(lambda h=head, a=arrays: _send(write, *_unpacked(server.answer(h, a)))), 0)
+            if os.waitstatus_to_exitcode(status) != _DONE:
+                _send(write, {'error': 'probe: the copy of the predictor ended', 'kind': 'SystemExit'})
         else: _send(write, *_unpacked(server.answer(head, arrays)))
 
 

@@ -280,8 +280,8 @@ class Flow:
         self.functions = {f.name: f for f in ast.walk(self.tree) if isinstance(f, ast.FunctionDef)}
         called = {n.func.id for n in ast.walk(self.tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         self.enter(self.tree.body, set(), (), ())
-        for name, function in self.functions.items():
-            if name not in called: self.enter(function.body, self.own(function), (), (name,))
+        for function in [f for f in ast.walk(self.tree) if isinstance(f, ast.FunctionDef)]:
+            if function.name not in called: self.enter(function.body, self.own(function), (), (function.name,))
 
     def own(self, function: ast.FunctionDef) -> set[str]:
         "Parameters that hold validation tokens by their name."

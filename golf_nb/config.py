@@ -95,7 +95,7 @@ class Rounding:
 @dataclass(frozen=True)
 class Calibration:
     "What GPTQ measures, and how it is used."
-    source: Literal['train', 'self'] = 'train'  # training text, or text that the model writes (#1406, 3 April)
+    source: Literal['train', 'self'] = 'train'  # training text, or text that the model writes
     batches: int = 64                     # forward passes; sequences where source = 'self'
     length: int = 512                     # tokens of a sequence where source = 'self'
     schedule: Literal['own', 'flat'] = 'own'  # the model's own, or each block once (#1406)
@@ -122,7 +122,7 @@ class QuantConfig:
     qat_start: float = 0.                 # fraction of the budget after which QAT is on, 0..1
     qat_step: int | None = None           # or the first step with QAT, whatever the budget (#1640)
     qat_rate: float | None = None         # or once the rate's multiplier is below this (#1406)
-    qat_numel: int | None = None          # matrices with more elements have a grid in training; None: min_numel
+    qat_numel: int | None = None          # those with more elements have a grid in training; None: min_numel
     qat_parts: Literal['stored', 'matrix', 'block', 'side'] = 'stored'  # all on a grid; or matrices only
     qat_grid: Literal['stored', 'max'] = 'stored'  # the file's, or max|w|/R in fp32 as the originals have it
     qat_floor: float = 1e-8               # smallest step of qat_grid = 'max' (#1406: 1/31)
@@ -214,7 +214,7 @@ class TTTConfig:
     only: tuple[str, ...] = ()            # patterns of the parameters that move, e.g. 'cond.*'; none: all
     freeze_blocks: int = 0                # so many first blocks stay as they are
     frozen_part: Literal['block', 'rows'] = 'block'  # all of such a block, or its conditioning only (#1406)
-    first_block_rate: float = 1.          # factor on the first block's conditioning, 1 at the last (#1406: 0.3)
+    first_block_rate: float = 1.          # factor on the first block's conditioning; the last has 1 (#1406: 0.3)
     more_above: float | None = None       # nats per token of a chunk: above, one epoch more (#1406: 2.1)
     fewer_below: float | None = None      # below, one fewer, but at least one (#1406: 1.75)
     blind: bool = False                   # the thresholds see no chunk: #1406's slip of 6 April

@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
         row_normalize: bool = False,   # rows of equal length before the iterations (MuonEq-R)?
         buffer: str = 'fp32',          # dtype of the momentum: 'bf16' also rounds the gradients
         scale_in: str = 'step',        # the shape's factor: in fp32 ('step') or in `ns_dtype` ('update')
-        decay_order: str = 'before',   # decay before the update, after it, or added to the gradient ('coupled')
+        decay_order: str = 'before',   # decay before or after the update, or in the gradient ('coupled')
         batched: bool = True,          # one batch for all matrices of a shape? False: one at a time
     ):
         defaults = {name: value for name, value in locals().items()
@@ -150,7 +150,7 @@ CONTROLS = ('cond', 'skips', 'smear', 'bigram', 'value_embed')
 def parameter_groups(
     model: nn.Module,
     side: str = 'matrix',  # group of the side projections: 'matrix', 'scalar'
-) -> dict[str, dict[str, nn.Parameter]]:  # 'matrix' (Muon), 'table', 'scalar', 'head' (AdamW): name -> parameter
+) -> dict[str, dict[str, nn.Parameter]]:  # 'matrix' (Muon), 'table', 'scalar', 'head' (AdamW), by name
     "Put every parameter in exactly one group."
     groups: dict[str, dict[str, nn.Parameter]] = {'matrix': {}, 'table': {}, 'scalar': {}, 'head': {}}
     for name, p in model.named_parameters():
@@ -175,8 +175,8 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:          # AdamW and Muon, each group with its `base_lr` and `base_decay`
     "Make the optimizers of a model."
     groups = {kind: list(group.values()) for kind, group in parameter_groups(model, config.side).items()}
-    rates = {'table': (config.embed_lr, config.embed_decay), 'scalar': (config.scalar_lr, config.scalar_decay),
-             'head': (config.head_lr, 0.)}
+    rates = {'table': (config.embed_lr, config.embed_decay), 'head': (config.head_lr, 0.),
+             'scalar': (config.scalar_lr, config.scalar_decay)}
     parts = [dict(params=groups[kind], lr=lr, weight_decay=decay) for kind, (lr, decay) in rates.items()
              if groups[kind]]
     adam = torch.optim.AdamW(parts, betas=config.betas, eps=config.eps, fused=True)
@@ -186,7 +186,8 @@ def optimizers(
     muon = Muon(groups['matrix'], config.matrix_lr, config.momentum, config.matrix_decay,
                 **{name: getattr(config, name) for name in same})
     for optimizer in (adam, muon):
-        for group in optimizer.param_groups: group |= {'base_lr': group['lr'], 'base_decay': group['weight_decay']}
+        for group in optimizer.param_groups:
+            group['base_lr'], group['base_decay'] = group['lr'], group['weight_decay']
     return [adam, muon]
 
 # %% ../nbs/10_optim.ipynb #eb85ad99
@@ -263,7 +264,8 @@ class Average:
         model: nn.Module,
         decay: float | None = None,     # per step; None: all that was added counts the same
     ):
-        if decay is not None and not 0 < decay < 1: raise ValueError(f'decay must be within 0..1, got {decay}')
+        if decay is not None and not 0 < decay < 1:
+            raise ValueError(f'decay must be within 0..1, got {decay}')
         self.decay, self.count = decay, 0
         copy = torch.zeros_like if decay is None else torch.clone
         self.mean = {name: copy(p.detach().float()) for name, p in model.named_parameters()}

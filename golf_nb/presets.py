@@ -145,8 +145,8 @@ OPTIM = {  # of the full scale, in the words of the specifications
         scalar_decay=0.04, grad_clip=0.3, clip_shares=8, warmdown_steps=3500, ema=0.997),
     'loop3': OptimConfig(
         matrix_lr=0.022, embed_lr=0.03, scalar_lr=0.02, momentum=0.99, momentum_start=0.92,
-        momentum_warmup_steps=1500, row_normalize=True, scale_in='update', matrix_decay=0.095, embed_decay=0.085,
-        scalar_decay=0.02, grad_clip=0.3, warmdown_frac=0.72, ema=0.9965),
+        momentum_warmup_steps=1500, row_normalize=True, scale_in='update', matrix_decay=0.095,
+        embed_decay=0.085, scalar_decay=0.02, grad_clip=0.3, warmdown_frac=0.72, ema=0.9965),
 }
 # What counts steps is made for thousands of them; a mini run has about a hundred. So warm-downs are the share
 # of the reported run's time in which rates fell (#1640: no log, assumed), averages are as much faster, and
@@ -195,8 +195,8 @@ def _full(name: str, model: ModelConfig, data: DataConfig, quant: QuantConfig, s
     optim = OPTIM[name.split('-')[0]]
     run = {**_FULL_RUN[name.split('-')[0]], **({'depth_at': ()} if name == 'loop3-flat' else {})}
     if name == 'replay-s03': optim = replace(optim, warmdown_steps=4000)
-    return RunConfig(preset=name, scale='full', model=model, optim=optim, quant=quant, seconds=seconds, data=data,
-                     eval=EvalConfig(data.seq_len, 64), ttt=_ttt(name, mini=False), clock='own', **run)
+    return RunConfig(preset=name, scale='full', model=model, optim=optim, quant=quant, seconds=seconds,
+                     data=data, eval=EvalConfig(data.seq_len, 64), ttt=_ttt(name, mini=False), clock='own', **run)
 
 
 def _mini(name: str, model: ModelConfig, quant: QuantConfig) -> RunConfig:
@@ -287,7 +287,8 @@ CARDS = {
         'PR #927, its text', '7 virtual layers, XSA in the last 4 only', 'not run', 'no entry'),
     'hybrid': Card(
         'PR #341', 'own entry and exit block round 4 shared blocks x 5',
-        '1.3323 bpb (1 seed, 2 H100, about 600 s); no log', 'no evidence: no log, 2 of 8 GPUs', cost='954 steps on 2 GPUs (no log)'),
+        '1.3323 bpb (1 seed, 2 H100, about 600 s); no log', 'no evidence: no log, 2 of 8 GPUs',
+        cost='954 steps on 2 GPUs (no log)'),
     'universal': Card(
         'PR #1640', '6 blocks x 4 passes, FiLM per pass, int6 QAT',
         '1.1412 bpb (3 seeds, 4 hours); the log says PENDING', 'draft: the scores have no evidence'),

@@ -82,15 +82,14 @@ def explain(
     if run.reserve: budget += f', {run.reserve:.0f} s of them for calibration'
     if run.steps: budget = f'{run.steps} steps, {run.steps*per_step:,} tokens'
     rows = per_step//data.seq_len//data.micro_batches
-    itemsize = 4 if run.precision == 'fp32' else 2
+    memory = memory_bytes(run.model, data.seq_len, rows, 4 if run.precision == 'fp32' else 2)
     facts = {
         'preset': f'{run.preset}, {run.scale}',
         'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
                    f'{flops*per_step/1e12:.3f} TFLOP a step of {per_step:,} tokens',
-        'memory': f'about {memory_bytes(run.model, data.seq_len, rows, itemsize)/2**20:,.0f} MiB on each device, '
-                  f'{rows} sequences at a time; estimated',
+        'memory': f'about {memory/2**20:,.0f} MiB on each device, {rows} sequences at a time; estimated',
         'budget': budget,
         'data': f'{data.source}, {run.model.vocab} pieces, {data.seq_len} tokens of context',
     }

@@ -72,7 +72,7 @@ class Run:
     step: int = 0
     seconds: float = 0.               # of training so far, without priming and checkpoints
     losses: list[float] = field(default_factory=list)   # of the steps since the last log line
-    parts: list[Tensor] = field(default_factory=list)   # losses of this process's micro-batches in the last step
+    micro_losses: list[Tensor] = field(default_factory=list)  # of this process's part of the last step
     norm: float | None = None         # global L2 norm of the last gradient before it was clipped
     saved: str = 'none was written'   # where the last good checkpoint is
     segments: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run
@@ -107,8 +107,8 @@ def parts_of(
     if clipped == 1 or not config.optim.grad_clip: return mine, 0
     together, rest = divmod(total, clipped)
     if rest or mine % max(together, 1):
-        raise TrainingError(f'optim.clip_shares = {clipped}: {total} micro-batches in {world} processes cannot '
-                            'be divided so; set data.micro_batches to a multiple')
+        raise TrainingError(f'optim.clip_shares = {clipped}: {total} micro-batches in {world} processes '
+                            'cannot be divided so; set data.micro_batches to a multiple')
     return mine, together
 
 
@@ -165,7 +165,8 @@ def exchange(
         alike = [g for g in grads if g.dtype == dtype]
         flat = torch.cat([g.flatten() for g in alike])
         dist.all_reduce(flat)
-        for g, part in zip(alike, flat.split([g.numel() for g in alike]), strict=True): g.copy_(part.view_as(g))
+        sizes = [g.numel() for g in alike]
+        for g, part in zip(alike, flat.split(sizes), strict=True): g.copy_(part.view_as(g))
 
 
 def gradients(
@@ -176,12 +177,12 @@ def gradients(
     process, clip = run.process, run.config.optim.grad_clip
     mine, together = parts_of(run.config, process)
     parameters, parts = list(run.model.parameters()), mine*process.world
-    total, summed, run.parts = torch.zeros((), device=process.device), [None]*len(parameters), []
+    total, summed, run.micro_losses = torch.zeros((), device=process.device), [None]*len(parameters), []
     for micro in range(mine):
         noise(run, micro)
         loss = run.model.loss(*batch(run), schedule=schedule, dtype=DTYPES[run.config.precision])
         (loss/(together or parts)).backward()
-        run.parts.append(loss.detach())
+        run.micro_losses.append(loss.detach())
         total += loss.detach()/parts
         if together and (micro + 1) % together == 0:
             nn.utils.clip_grad_norm_(parameters, clip)
@@ -256,11 +257,12 @@ def train_step(
     schedule = schedule_at(config, clock.progress)
     before = run.loader.state()
     loss = gradients(run, schedule).item()
-    if not math.isfinite(loss):
+    if not (math.isfinite(loss) and math.isfinite(run.norm)):
         run.loader.restore(before)
         where = first_not_finite(run, schedule, batch(run)[0])
-        raise TrainingError(f'the loss is {loss} at step {run.step + 1}; first not finite: {where}. The step '
-                            f'was not taken; last checkpoint: {run.saved}. Lower the rates, or clip (optim.grad_clip)')
+        raise TrainingError(
+            f'the loss is {loss} at step {run.step + 1}, its gradient {run.norm}; first not finite: {where}. '
+            f'The step was not taken; last checkpoint: {run.saved}. Lower the rates, or set optim.grad_clip')
     set_rates(run.optimizers, clock, config.optim)
     for optimizer in run.optimizers:
         optimizer.step(*((process.rank, process.world) if isinstance(optimizer, Muon) else ()))
@@ -302,6 +304,7 @@ def checkpoint(
         'step': run.step,
         'seconds': run.seconds,
         'segments': run.segments,
+        'losses': run.losses,
         'qat': run.model.fake_quant is not None,
         'averaged': {kind: average.count for kind, average in run.averages.items()},
         'loader': states,
@@ -339,6 +342,7 @@ def resume(
         raise TrainingError(f'{path}: the shards loader needs {len(states)} processes again, got {world}')
     run.loader.restore(states[run.process.rank % len(states)])
     run.step, run.seconds, run.segments = facts['step'], facts['seconds'], facts['segments']
+    run.losses = facts['losses']
     for kind, count in facts['averaged'].items(): run.averages[kind].count = count
     if facts['qat']: start_qat(run)
     run.saved = f'{path}, step {run.step}'
@@ -390,8 +394,8 @@ def prime(run: Run):
     "Take some steps on token 0, at every depth, outside the budget; then undo them."
     config, begin = run.config, time.monotonic()
     weights = [p.detach().clone() for p in run.model.parameters()]
-    states = [{p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
-              for optimizer in run.optimizers]
+    def copied(state): return {key: value.clone() for key, value in state.items()}
+    states = [{p: copied(state) for p, state in optimizer.state.items()} for optimizer in run.optimizers]
     parts = parts_of(config, run.process)[0]*run.process.world
     rows = config.data.batch_tokens//config.data.seq_len//parts
     tokens = torch.zeros(rows, config.data.seq_len, dtype=torch.long, device=run.process.device)
@@ -465,7 +469,8 @@ def fit(
                 saving += last_save - now
             if stop or over or config.steps and run.step >= budget: break
             train_step(run)
-            if run.step % config.log_every == 0 and process.first: _report_step(run, log, bar, bytes_per_token)
+            if process.first and run.step % config.log_every == 0:
+                _report_step(run, log, bar, bytes_per_token)
         run.segments['steps'] = run.seconds
         keep(run, folder, say)
     return not stop or over or bool(config.steps and run.step >= budget)
@@ -474,7 +479,8 @@ def fit(
 def _report_step(run: Run, log: Log, bar: tqdm, bytes_per_token: float):
     "Write a line of the log, and show it."
     config, loss, tokens = run.config, mean_loss(run), run.step*run.config.data.batch_tokens
-    log.add({'step': run.step, 'nats': loss, 'norm': run.norm, 'seconds': round(run.seconds, 3), 'tokens': tokens})
+    seconds = round(run.seconds, 3)
+    log.add({'step': run.step, 'nats': loss, 'norm': run.norm, 'seconds': seconds, 'tokens': tokens})
     rate, bpb = tokens/max(run.seconds, 1e-9), loss/math.log(2)/bytes_per_token
     bar.n = min(round(run.step if config.steps else run.seconds), bar.total)
     bar.set_postfix_str(f'step {run.step}, loss {loss:.3f}, {bpb:.3f} bpb, {rate:,.0f} tokens/s')

@@ -656,7 +656,7 @@ def _after_1406(z: Vectors, ours: Recorded) -> list[float]:
     return losses + [step.nats for step in adapted.steps]
 
 # %% ../nbs/24_vectors_training.ipynb #d27fec67
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _done_again(path: Path, changed: int) -> tuple[Recorded, Recorded, dict[str, int], tuple]:
     "A recorded run and its twin, done again once for all files that hold parts of it."
     z = Vectors(path)

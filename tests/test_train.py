@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_refused(undisturbed, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     words = [*TRAIN, *SMALL, '--steps', 50, '--optim.scalar-lr', '1e38', '--out', tmp_path/'run']
     complaint = refused(words, tmp_path)
-    assert 'the loss is nan at step 2; first not finite: parameter cond.' in complaint, complaint
+    assert 'the loss is nan at step 2, its gradient nan; first not finite: ' in complaint, complaint
     assert 'The step was not taken; last checkpoint: none was written' in complaint
 
 

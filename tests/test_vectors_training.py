@@ -1,0 +1,105 @@
+"Steps, rates, averages, and whole runs against the recorded ones; and a changed array is noticed."
+import numpy as np
+import pytest
+import torch
+
+from golf_nb.interop import Vectors, check_file, difference, from_reference, kind_of
+from golf_nb.optim import Muon
+from golf_nb.presets import get
+from golf_nb.vectors_training import KINDS, RECORDED, TileProducts, recipe, run_settings, tile_product
+
+STEPS = ['pr927/muon_step', 'pr341/muon_step', 'pr1640/muon_step', 'pr1406/muon_step', 'pr1406/muoneqr_step',
+         'pr1493/muon_step', 'pr927/train_steps', 'pr341/train_steps']
+OTHERS = ['pr927/schedule', 'pr341/schedule', 'pr1493/ema', 'pr1493/train', 'pr1493/train_nsf32']
+RUNS = [f'pr{pr}/e2e_{part}' for pr in (1640, 1406) for part in ('init', 'final')]
+
+
+@pytest.mark.parametrize('name', STEPS + OTHERS + RUNS)
+def test_the_recorded_numbers_come_out(reference, name):
+    report = check_file(reference/f'{name}.npz', KINDS)
+    assert report.verdict == 'pass', (report.error, [row for row in report.rows if not row[1] <= row[2]])
+    if name in STEPS:
+        assert {tolerance for _, _, tolerance, source in report.rows if source == RECORDED} == {1e-6}
+    losses = [(tolerance, source) for array, _, tolerance, source in report.rows if '_loss' in f'_{array}']
+    if name.endswith(('train', 'e2e_init')):       # and what is chaos says how large it is
+        assert all(tolerance <= 5e-3 for tolerance, _ in losses[:3]) and 'one ulp' in losses[0][1]
+    if name.endswith('e2e_init'): assert [tolerance for tolerance, _ in losses[:3]] == [1e-5, 1e-5, 5e-3]
+
+
+def changed(array, part):
+    "A copy with every entry (of a part) changed by much more than any tolerance; or by one character."
+    if array.dtype.kind == 'U': return np.array(str(array) + ' ')
+    array = array.copy()
+    where = slice(*part) if part else ...
+    if array.dtype.kind in 'iu': array[where] += 1
+    else: array[where] += 10
+    return array
+
+
+@pytest.mark.parametrize('name', ['pr927/muon_step', 'pr1640/muon_step', 'pr1406/muoneqr_step', 'pr1493/muon_step',
+                                  'pr341/schedule', 'pr1493/ema', 'pr341/train_steps', 'pr1640/e2e_init',
+                                  'pr1640/e2e_final'])
+def test_a_changed_array_is_noticed(reference, name):
+    z = Vectors(reference/f'{name}.npz')
+    computed, before = list(kind_of(z, KINDS).compare(z)), dict(z.arrays)
+    for one in computed:
+        if not before[one.array].size: continue                             # nothing in it to change
+        wrong = changed(before[one.array], one.part)
+        part = slice(*one.part) if one.part else ...
+        assert difference(one.ours, before[one.array][part], one.measure) <= one.tolerance
+        assert difference(one.ours, wrong[part], one.measure) > one.tolerance, one.label
+
+
+@pytest.mark.parametrize('name, array', [('pr927/muon_step', 'grad1/tall'), ('pr1493/ema', 'param/skip_gates'),
+                                         ('pr341/train_steps', 'grad0/tok_emb.weight'),
+                                         ('pr927/schedule', 'wallclock/elapsed_ms')])
+def test_a_changed_input_fails_end_to_end(reference, tmp_path, name, array):
+    arrays = Vectors(reference/f'{name}.npz').arrays
+    copy = tmp_path/name.split('/')[0]/'copy.npz'
+    copy.parent.mkdir()
+    np.savez(copy, **arrays | {array: arrays[array]*1.01})
+    assert check_file(copy, KINDS).verdict == 'FAIL'
+
+
+def test_the_recorded_order_of_sums_is_only_for_bf16():
+    "Without it, on machines that sum otherwise, steps are near but not equal; either way they are near."
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 64, 96).bfloat16(), torch.randn(4, 96, 64).bfloat16()
+    with TileProducts(): assert torch.equal(a @ b, tile_product(a, b))
+    wide = a.float() @ b.float()
+    with TileProducts(): assert torch.equal(a.float() @ b.float(), wide)                  # left alone
+    assert ((a @ b).float() - tile_product(a, b).float()).abs().max() <= 2**-8*wide.abs().max()
+
+
+@pytest.mark.parametrize('pr', [927, 341, 1640, 1406, 1493])
+def test_recipes_are_the_presets(pr):
+    "Without settings of a file, the recipe is the preset's; only the shares of clipping are one process's."
+    names = {927: 'cycle', 341: 'hybrid', 1640: 'universal', 1406: 'replay', 1493: 'loop3'}
+    own, preset = recipe(pr, {}), get(names[pr], 'full').optim
+    assert {field for field in vars(own) if getattr(own, field) != getattr(preset, field)} <= {'clip_shares'}
+
+
+def test_settings_of_a_run_build_its_model(reference):
+    for pr in (1640, 1406):
+        z = Vectors(reference/f'pr{pr}'/'e2e_init.npz')
+        model, run = run_settings(pr, z.config()['env'])
+        built = from_reference(pr, z.under('init/'), model)
+        assert sum(p.numel() for p in built.parameters()) == parameters_in(z) and run['iterations'] == 6
+
+
+def parameters_in(z):
+    "What the original's log says."
+    line = next(line for line in z.config()['log'] if line.startswith('model_params:'))
+    return int(line.removeprefix('model_params:').split()[0])
+
+
+def test_a_bf16_buffer_is_not_multiplied_by_a_rounded_momentum():
+    "A list-wise product rounds the factor to bf16; the original multiplies each buffer by the factor itself."
+    w, g = torch.nn.Parameter(torch.zeros(32, 32)), torch.randn(32, 32).bfloat16()
+    muon = Muon([w], lr=0.1, momentum=0.9200466666666667, buffer='bf16')
+    for _ in range(2):
+        w.grad = g.float()
+        muon.step()
+    assert torch.equal(muon.state[w]['momentum'], (g*0.9200466666666667) + g)
+
+
