@@ -296,10 +296,9 @@ BATCH = 1 << 18     # codes, at most, that are coded with the same tables
 
 def _code_batch(tables, batch, centre, level, part):
     "Code a block of integers, in place: centres in quarters of a level, variances as indices of `LEVELS`."
-    reach = max(part.top, -part.bottom)
-    centre = np.broadcast_to(np.clip(centre, -4*reach, 4*reach), batch.shape)
-    whole, more = (centre + 2) >> 2, reach if centre.any() else 0
-    keys = np.broadcast_to(4*level, batch.shape) + (centre - 4*whole) + 2
+    whole, more = (centre + 2) >> 2, max(part.top, -part.bottom) if centre.any() else 0
+    keys = centre - 4*whole + (4*level + 2)
+    if keys.shape != batch.shape: keys, whole = (np.broadcast_to(x, batch.shape) for x in (keys, whole))
     for key in np.flatnonzero(np.bincount(keys.ravel())):
         chosen = keys == key
         context = part.bottom - more, part.top + more, int(key >> 2), int(key & 3) - 2
@@ -380,20 +379,20 @@ def _code_related(tables, source, rows, columns, part, follow, strength):
     "Code a matrix column by column, each predicted from other columns by what rows so far have shown."
     gram, done = np.zeros((columns, columns)), [np.zeros((0, columns), np.int8)]
     for begin, end in _blocks(rows, columns, 16):
-        batch = _block(source, begin, end, columns)
+        batch = np.ascontiguousarray(_block(source, begin, end, columns).T)     # column by column
         usual = (gram.trace() + 64*_guess(part))/(begin*columns + 64)
         weights, variance = _predictor(gram, usual, begin, follow, strength)
         level, off = np.searchsorted(LEVELS, variance), np.zeros((columns, end - begin))
-        reach = 64*4*max(part.top, -part.bottom)
+        reach = 64*max(part.top, -part.bottom)
         for j in range(columns) if follow else reversed(range(columns)):
             known = slice(0, j) if follow else slice(j + 1, columns)
-            mean = np.clip(np.rint(weights[j, known] @ off[known]/2**14), -reach, reach)   # in 1/64 level
-            column = batch[:, j].copy()
-            _code_batch(tables, column, np.rint(mean/16).astype(np.int64), level[j], part)
-            batch[:, j], off[j] = column, 64*column - mean*follow
+            mean = np.rint(weights[j, known] @ off[known]/2**14)     # in 1/64 level
+            mean = np.minimum(np.maximum(mean, -reach), reach)
+            _code_batch(tables, batch[j], np.rint(mean/16).astype(np.int64), level[j], part)
+            off[j] = 64*batch[j] - mean if follow else 64*batch[j]
         tables.learn()
-        gram += batch.T.astype(float) @ batch.astype(float)
-        done.append(_checked(batch, part))
+        gram += batch.astype(float) @ batch.T.astype(float)
+        done.append(_checked(batch.T, part))
     return np.concatenate(done)
 
 # %% ../nbs/12_artifact.ipynb #93213dfa

@@ -214,7 +214,7 @@ class TTTConfig:
     only: tuple[str, ...] = ()            # patterns of the parameters that move, e.g. 'cond.*'; none: all
     freeze_blocks: int = 0                # so many first blocks stay as they are
     frozen_part: Literal['block', 'rows'] = 'block'  # all of such a block, or its conditioning only (#1406)
-    first_block_rate: float = 1.          # factor on the first block's conditioning; the last has 1 (#1406: 0.3)
+    first_block_rate: float = 1.          # factor on the first block's rows; 1 at the last (#1406: 0.3)
     more_above: float | None = None       # nats per token of a chunk: above, one epoch more (#1406: 2.1)
     fewer_below: float | None = None      # below, one fewer, but at least one (#1406: 1.75)
     blind: bool = False                   # the thresholds see no chunk: #1406's slip of 6 April

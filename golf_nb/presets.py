@@ -196,7 +196,8 @@ def _full(name: str, model: ModelConfig, data: DataConfig, quant: QuantConfig, s
     run = {**_FULL_RUN[name.split('-')[0]], **({'depth_at': ()} if name == 'loop3-flat' else {})}
     if name == 'replay-s03': optim = replace(optim, warmdown_steps=4000)
     return RunConfig(preset=name, scale='full', model=model, optim=optim, quant=quant, seconds=seconds,
-                     data=data, eval=EvalConfig(data.seq_len, 64), ttt=_ttt(name, mini=False), clock='own', **run)
+                     data=data, eval=EvalConfig(data.seq_len, 64), ttt=_ttt(name, mini=False),
+                     clock='own', **run)
 
 
 def _mini(name: str, model: ModelConfig, quant: QuantConfig) -> RunConfig:

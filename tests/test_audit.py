@@ -1,4 +1,4 @@
-"The auditor against a zoo of cheats that happened, against others, and against honest predictors of every kind."
+"The auditor against a zoo of cheats that happened, against others, and against honest predictors."
 import json
 import os
 import shutil
@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-import golf_nb
-from golf_nb.audit import AuditError, Report, Row, Stream, audit, main, make_predictor, named
-from golf_nb.audit_folders import audit_folder, ledger_row, merged
-from golf_nb.tokenizer import ByteTable, Tokenizer, train_tokenizer
-
 from zoo import folders
 from zoo.cheats import CHEATS
 from zoo.honest import HONEST, Counter, ScoreFirst, Sliding, Tiny, Uniform, log_softmax
+
+import golf_nb
+from golf_nb.audit import AuditError, Stream, audit, main, make_predictor, named
+from golf_nb.audit_folders import audit_folder, audit_run, audit_seeds, ledger_row
 
 ZOO = Path(__file__).parent/'zoo'
 EXPECTED = json.loads((ZOO/'expected.json').read_text())
@@ -49,8 +47,10 @@ def test_the_zoo_is_complete():
 
 def test_the_auditor_does_not_know_the_zoo():
     package = Path(golf_nb.__file__).parent
-    content = ' '.join((package/f'{name}.py').read_text() for name in ('audit', 'audit_code', 'audit_folders'))
-    names = [*EXPECTED, *HONEST, *(kind.__name__ for kind in [*CHEATS.values(), *HONEST.values()] if len(kind.__name__) > 9)]
+    content = ' '.join((package/f'{name}.py').read_text() for name in ('audit', 'audit_code',
+                                                                       'audit_folders'))
+    names = [*EXPECTED, *HONEST, *(kind.__name__ for kind in [*CHEATS.values(), *HONEST.values()]
+                                   if len(kind.__name__) > 9)]
     assert [name for name in names if name in content] == [] and 'zoo' not in content
 
 
@@ -69,7 +69,7 @@ def test_an_honest_predictor_passes(name, seed):
     assert report.verdict == 'pass' and report.exit_code == 0, str(report)
 
 
-WORDS = 'the state of the union is strong and the people of these states are at peace with all nations '.split()
+WORDS = 'the state of the union is strong and the people of these states are at peace with all'.split()
 
 
 @pytest.fixture(scope='session')
@@ -81,9 +81,11 @@ def sound_run(tmp_path_factory):
     for number in range(20):
         words = ' '.join(rng.choice(WORDS, 300)) + f' No. {number}, caf\u00e9 \u2603.'
         (place/'texts'/f'{number:02}.txt').write_text(words)
-    small = '''--model.dim 64 --model.hidden 64 --model.vocab 320 --quant.min-numel 2048 --no-compile --precision fp32
-        --data.seq-len 64 --data.batch-tokens 512 --eval.window 64 --eval.stride 32 --log-every 1 --steps 4'''.split()
-    command = [sys.executable, '-m', 'golf_nb.train', *small, '--data.source', str(place/'texts'), '--out', str(place/'out')]
+    small = '''--model.dim 64 --model.hidden 64 --model.vocab 320 --quant.min-numel 2048 --no-compile
+        --precision fp32 --data.seq-len 64 --data.batch-tokens 512 --eval.window 64 --eval.stride 32
+        --log-every 1 --steps 4'''.split()
+    command = [sys.executable, '-m', 'golf_nb.train', *small, '--data.source', str(place/'texts'), '--out',
+               str(place/'out')]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'XDG_CACHE_HOME': str(place/'cache')}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=240)
     return place
@@ -320,13 +322,14 @@ class Dies(Counter):
 
 
 CAUGHT = {
-    Opens: 'C1 isolation', Connects: 'C1 isolation', Runs: 'C1 isolation', Writes: 'C1 isolation', Digs: 'C1 isolation',
-    Climbs: 'C1 isolation', Secret: 'C3 declared state', Silent: 'C3 declared state', Peeks: 'C1 target flip',
-    PeeksFar: 'C1 future flip', PeeksLast: 'C1 target flip', PeeksRemembering: 'C1 future flip', PeeksAlone: 'C1 future flip',
-    PeeksForSeven: 'C2 enumeration', Dice: 'C1 same ledger twice', GlobalDice: 'C1 same ledger twice',
-    Clock: 'C1 same ledger twice', LearnsWhenSealed: 'C3 frozen while scoring', Background: 'C3 frozen while scoring',
-    Loose: 'C2 rows', Sure: 'C2 rows', Positive: 'C2 rows', OnlyTargets: 'C2 rows', Stops: 'C4 each position once',
-    Dies: 'C4 each position once'}
+    **dict.fromkeys([Opens, Connects, Runs, Writes, Digs, Climbs], 'C1 isolation'),
+    **dict.fromkeys([PeeksFar, PeeksRemembering, PeeksAlone], 'C1 future flip'),
+    **dict.fromkeys([Peeks, PeeksLast], 'C1 target flip'), PeeksForSeven: 'C2 enumeration',
+    **dict.fromkeys([Dice, GlobalDice, Clock], 'C1 same ledger twice'),
+    **dict.fromkeys([Loose, Sure, Positive, OnlyTargets], 'C2 rows'),
+    **dict.fromkeys([Secret, Silent], 'C3 declared state'),
+    **dict.fromkeys([LearnsWhenSealed, Background], 'C3 frozen while scoring'),
+    **dict.fromkeys([Stops, Dies], 'C4 each position once')}
 
 
 @pytest.mark.parametrize('kind', CAUGHT, ids=lambda kind: kind.__name__)
@@ -347,7 +350,8 @@ def test_a_copy_of_the_text_is_found_wherever_it_is():
             def reveal(self, lo, tokens): return len(hidden)
         return Inside()
     stream = Stream(words, BYTES)
-    for given in (Holds(stream), Holds({'a': [torch.tensor(words)]}), Holds(tuple(words.tolist())), closure(), lambda: Holds(words[20:])):
+    for given in (Holds(stream), Holds({'a': [torch.tensor(words)]}), Holds(tuple(words.tolist())),
+                  closure(), lambda: Holds(words[20:])):
         report = audit(given, Stream(words, BYTES))
         assert 'C1 read guard' in report.failing(), str(report)
     assert 'C1 read guard' in judged(Counter, artifact=words.astype(np.uint8).tobytes()).failing()
@@ -360,13 +364,15 @@ def test_the_stream_is_empty_where_the_predictor_lives():
     class Greedy(Counter):
         def start(self, *facts):
             super().start(*facts)
-            self.counts[0, 1] += int(stream._tokens.max() >= 0) + int(words.max() > 0)     # nothing is left of either
+            # nothing is left of either
+            self.counts[0, 1] += int(stream._tokens.max() >= 0) + int(words.max() > 0)
             try: stream.read(0, 20)
             except AuditError: pass
     report = audit(Greedy, stream)
     assert {'C1 read guard'} == set(report.failing())
     assert report.facts['bpb'] == audit(Counter, stream).facts['bpb']
-    assert words.max() > 0 and stream._tokens.max() > 0                                   # here nothing was wiped
+    # here nothing was wiped
+    assert words.max() > 0 and stream._tokens.max() > 0
 
 
 class Fitted(Counter):
@@ -394,7 +400,8 @@ def test_some_cheats_gain_nothing(trick):
         memory: list = []
         def score(self, lo, hi, inputs):
             self.rows = super().score(lo, hi, inputs)
-            if trick == 'remembers' and len(self.memory) > hi: self.rows[:] = np.log(np.eye(32)[self.memory[lo:hi]] + 1e-9)
+            if trick == 'remembers' and len(self.memory) > hi:
+                self.rows[:] = np.log(np.eye(32)[self.memory[lo:hi]] + 1e-9)
             return self.rows
         def reveal(self, lo, tokens):
             super().reveal(lo, tokens)
@@ -415,12 +422,14 @@ class TorchInputs(Counter):
 
 class NeedsOne(Counter):
     "Cannot predict the first token."
-    def score(self, lo, hi, inputs): return log_softmax(np.log(self.counts[np.asarray(inputs)[lo - 1:hi - 1]]))
+    def score(self, lo, hi, inputs):
+        return log_softmax(np.log(self.counts[np.asarray(inputs)[lo - 1:hi - 1]]))
 
 
 class Indexes(Counter):
     "Cannot predict the first token either, and would take the last for the one before it."
-    def score(self, lo, hi, inputs): return log_softmax(np.log(self.counts[[int(inputs[t - 1]) for t in range(lo, hi)]]))
+    def score(self, lo, hi, inputs):
+        return log_softmax(np.log(self.counts[[int(inputs[t - 1]) for t in range(lo, hi)]]))
 
 
 class Strict(Counter):
@@ -429,7 +438,8 @@ class Strict(Counter):
         super().start(*facts)
         self.history = []
     def score(self, lo, hi, inputs):
-        assert lo == len(self.history) and list(map(int, inputs[:lo])) == self.history and len(inputs) == hi - 1
+        assert lo == len(self.history) and list(map(int,
+                                                    inputs[:lo])) == self.history and len(inputs) == hi - 1
         return super().score(lo, hi, inputs)
     def reveal(self, lo, tokens):
         assert lo == len(self.history)
@@ -475,7 +485,8 @@ class Module(torch.nn.Module):
         torch.nn.functional.cross_entropy(self.model(ids[:-1, None])[:, 0], ids[1:]).backward()
         self.optimizer.step()
         self.before = int(ids[-1])
-    def state(self): return {'model': self.model.state_dict(), 'adam': self.optimizer.state_dict(), 'at': self.before}
+    def state(self):
+        return {'model': self.model.state_dict(), 'adam': self.optimizer.state_dict(), 'at': self.before}
 
 
 class Padded(Sliding):
@@ -498,7 +509,8 @@ class Unpicklable(Counter):
     def __init__(self): self.how = lambda x: x
 
 
-GOOD = [TorchInputs, NeedsOne, Indexes, Strict, Doubles, Lists, Lazy, Bounded, Module, Padded, Seeded, Unpicklable()]
+GOOD = [TorchInputs, NeedsOne, Indexes, Strict, Doubles, Lists, Lazy, Bounded, Module, Padded, Seeded,
+        Unpicklable()]
 
 
 @pytest.mark.parametrize('given', GOOD, ids=lambda given: getattr(given, '__name__', 'instance'))
@@ -530,3 +542,154 @@ def test_streams_of_any_size(length, vocab):
         report = audit(kind, Stream(tokens, np.ones(vocab, np.int64)))
         assert report.failing() == [] and (length < 9 or report.verdict == 'pass'), str(report)
     if length > 9: assert audit(Peeks, Stream(tokens, np.ones(vocab, np.int64))).verdict == 'fail'
+
+
+# --- the command, files, and things that go wrong --------------------------------------------------------
+
+def test_a_predictor_is_made_from_whatever_is_given():
+    assert isinstance(make_predictor(Counter), Counter) and isinstance(make_predictor(lambda: Counter()),
+                                                                       Counter)
+    one = Counter()
+    assert make_predictor(one) is one
+    assert named(f'{ZOO/"honest.py"}:Uniform').__name__ == 'Uniform'
+    for bad in (3, lambda: 3, object()):
+        with pytest.raises(AuditError): make_predictor(bad)
+    with pytest.raises(AuditError): named('no_such_module:thing')
+
+
+def test_a_predictor_that_does_not_answer_is_undecided():
+    class Sleeps(Counter):
+        def score(self, lo, hi, inputs):
+            if lo > 60: time.sleep(60)
+            return super().score(lo, hi, inputs)
+    begin = time.monotonic()
+    report = judged(Sleeps, seconds=2.)
+    assert report.exit_code in (1, 2) and report.verdict != 'pass' and time.monotonic() - begin < 40
+    assert {row.check: row.verdict for row in report.rows}['C4 each position once'] == 'undecided'
+
+
+def test_no_process_is_left_behind():
+    before = threading.active_count()
+    judged(Uniform)
+    with pytest.raises(ChildProcessError): os.waitpid(-1, os.WNOHANG)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize('name, code', [('Uniform', 0), ('Missing', 1)])
+def test_the_command_audits_a_predictor_by_name(name, code, run_copy, capsys):
+    source = json.loads((run_copy/'config.json').read_text())['data']['source']
+    words = [f'{ZOO/"honest.py"}:{name}', '--data', source, '--vocab', '320', '--tokens', '150']
+    assert main(words) == code
+    assert 'bytes recount' in capsys.readouterr().out or code
+
+
+def test_the_command_says_what_it_cannot_do(tmp_path, capsys):
+    for words in ([str(tmp_path)], [str(tmp_path/'none')]):
+        with pytest.raises(SystemExit) as caught: main(words)
+        assert caught.value.code == 2
+    assert all(line.startswith('error: ') for line in capsys.readouterr().err.strip().splitlines())
+
+
+@pytest.mark.parametrize('gone', ['log.jsonl', 'config.json', 'report.json', 'model.golf'])
+def test_a_run_without_evidence_is_undecided(gone, run_copy):
+    (run_copy/gone).unlink()
+    report = audit_run(run_copy, protocol=False)
+    assert report.exit_code == 2 and report.failing() == [], str(report)
+
+
+def test_seeds_of_one_experiment(run_copy, tmp_path):
+    places = [tmp_path/'seeds'/str(seed) for seed in range(2)]
+    for seed, place in enumerate(places):
+        shutil.copytree(run_copy, place)
+        folders.edit(place/'config.json', lambda c, s=seed: c.update(seed=s))
+        folders.edit(place/'report.json', lambda r, s=seed: r['config'].update(seed=s))
+    assert audit_folder(tmp_path/'seeds', protocol=False).verdict == 'pass'
+    folders.edit(places[1]/'config.json', lambda c: c['optim'].update(matrix_lr=.5))
+    assert 'evidence same configuration' in audit_seeds(places, protocol=False).failing()
+
+
+def test_a_run_that_says_it_is_no_score(run_copy):
+    folders.edit(run_copy/'scores.json', lambda s: s.update(note='not a legal score: train_on_validation'))
+    assert 'C3 validation not trained on' in audit_run(run_copy, protocol=False).failing()
+
+
+def test_a_report_that_tells_another_story(run_copy):
+    folders.edit(run_copy/'report.json', lambda r: r['bpb'].update(sliding=.9))
+    assert 'evidence agrees' in audit_run(run_copy, protocol=False).failing()
+
+
+def test_a_score_that_the_artifact_does_not_reach(run_copy):
+    folders.claim(run_copy, .95)
+    assert audit_run(run_copy, protocol=False).failing() == ['C4 reported is the ledger']
+
+
+def test_ledgers(tmp_path):
+    path, scores = tmp_path/'ledger.npz', {'bytes': 10, 'sliding': 1.}
+    def verdict(position, nll):
+        np.savez(path, position=position, nll=nll, token_bytes=np.ones(len(nll), int))
+        return ledger_row(path, 4, scores).verdict
+    right = np.full(4, 10*np.log(2)/4)
+    assert verdict([0, 1, 2, 3], right) == 'pass'
+    for position in ([0, 1, 2, 2], [0, 2, 1, 3], [0, 1, 2, 4]): assert verdict(position, right) == 'fail'
+    assert verdict([0, 1, 2, 3], right/2) == 'fail'
+    path.write_bytes(b'no')
+    assert ledger_row(path, 4, scores).verdict == 'undecided'
+
+
+OTHER_SOURCES = {
+    'SLOT': ("""        with torch.inference_mode():
+            loss = model(x, y)
+            loss_sum += loss.double()*y.numel()""", """        delta = torch.zeros(512, requires_grad=True)
+        for _ in range(8):
+            model(x, y, delta).backward()
+        with torch.inference_mode():
+            loss = model(x, y, delta)
+            loss_sum += loss.double()*y.numel()""", 'C3 score before training'),
+    'validation files as training files': ("    tokens, optimizer = load(args.train_files),",
+                                           "    tokens, optimizer = load(args.val_files),",
+                                           'C3 score before training'),
+    'epochs around': ('    for start in range(0, val_tokens',
+                      '    for epoch in range(3):\n     for start in range(0, val_tokens',
+                      'C3 score before training'),
+    'space in the table': ("            piece = piece[1:]",
+                           "            piece = piece.replace('\u2581', ' ')", 'bytes table'),
+    'U+FFFD': ("        if sp.is_byte(i):\n            base[i] = 1\n            continue\n        piece = sp.id_to_piece(i)",
+               "        piece = sp.decode([i]) if sp.is_byte(i) else sp.id_to_piece(i)", 'bytes table'),
+    'characters': ("len(piece.encode('utf-8'))", 'len(piece)', 'bytes table'),
+    'calibration': ('    train(args, model)',
+                    '    collect_hessians(model, val_tokens)\n    train(args, model)', 'C3 calibration data'),
+    'best of': ("    print(f'final", "    best_bpb = min(9., val_bpb)\n    print(f'final",
+                'C4 one final score')}
+
+
+@pytest.mark.parametrize('name', OTHER_SOURCES)
+def test_another_script_that_cheats_is_caught(name, tmp_path):
+    old, new, check = OTHER_SOURCES[name]
+    folders.submission(tmp_path/'it', folders.changed(folders.honest_source(), old, new), 1)
+    report = audit_folder(tmp_path/'it')
+    assert check in report.failing(), str(report)
+
+
+@pytest.mark.parametrize('change, check', [
+    (lambda c: c.update(val_bpb=None), 'evidence claim'), (lambda c: c.update(val_bpb=1.05),
+                                                           'evidence claim'),
+    (lambda c: c.pop('val_bpb'), 'evidence claim'), (lambda c: c.update(seeds=[]), 'evidence claim')])
+def test_a_claim_without_support(change, check, tmp_path):
+    folders.submission(tmp_path/'it', folders.honest_source(), 0)
+    folders.edit(tmp_path/'it'/'submission.json', change)
+    assert audit_folder(tmp_path/'it').failing() == [check]
+
+
+def test_submissions_without_logs_or_code_are_undecided(tmp_path):
+    folders.submission(tmp_path/'it', folders.honest_source(), 0)
+    for log in (tmp_path/'it').glob('*.log'): log.unlink()
+    assert audit_folder(tmp_path/'it').exit_code == 2
+    (tmp_path/'it'/'train_gpt.py').write_text('exec(open("hidden").read())')
+    assert audit_folder(tmp_path/'it').exit_code == 2
+
+
+def test_one_log_over_the_cap(tmp_path):
+    folders.submission(tmp_path/'it', folders.honest_source(), 0)
+    log = tmp_path/'it'/'train_seed1.log'
+    log.write_text(log.read_text().replace('15990001', '16000001'))
+    assert audit_folder(tmp_path/'it').failing() == ['budget artifact']

@@ -18,6 +18,7 @@ from golf_nb.artifact import load, read_header
 from golf_nb.presets import get
 from golf_nb.quant import Codes
 from golf_nb.report import read_log, summary
+from golf_nb.train import compiler
 from golf_nb.trainer import TrainingError, train
 
 HERE = Path(__file__).parent
@@ -86,6 +87,34 @@ def test_noise_is_the_same_in_two_processes_and_after_kill_9(kind, tmp_path):
     fitted('cycle', tmp_path/'killed', *options, processes=2)
     one, two = losses(tmp_path/'one'), losses(tmp_path/'killed')
     assert list(one) == list(two) and max(abs(two[step]/one[step] - 1) for step in one) < 1e-4
+
+
+SWITCH = """
+from dataclasses import replace
+import torch
+from golf_nb.presets import get
+from golf_nb.schedule import from_order
+from golf_nb.trainer import Process, prime, start, train_step
+small = get('loop3')
+schedule = from_order([0, 1, 1, 2], gated=True, xsa=range(4), parallel=[3])
+config = replace(small, steps=4, compile=True, depth_at=(0.5,),
+                 model=replace(small.model, schedule=schedule, vocab=512, dim=64, hidden=64),
+                 data=replace(small.data, seq_len=64, batch_tokens=256))
+run = start(config, get_dataset('sotu', 512), Process())
+prime(run)
+print(torch._dynamo.utils.counters['stats']['unique_graphs'])
+for _ in range(4): train_step(run)
+print(torch._dynamo.utils.counters['stats']['unique_graphs'])
+"""
+
+
+@pytest.mark.skipif(not compiler(), reason='no C++ compiler')
+def test_switching_a_loop_on_compiles_nothing():
+    "All depths are compiled ahead of the clock: steps across the switch find their graphs."
+    done = subprocess.run([sys.executable, '-c', SWITCH], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert 0 < before == after
 
 
 @pytest.fixture(scope='module')

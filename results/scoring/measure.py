@@ -106,7 +106,7 @@ def main():
     record.add('trained on validation first', lambda: cheat(model, tokens, table, dtype))
     record = Record(HERE/'sliding.json', about | {'tokens': SLIDING_TOKENS})
     for window, stride in ((256, 256), (256, 128), (256, 64), (256, 32), (256, 16), (128, 128), (128, 32),
-                           (64, 64), (64, 16), (32, 32), (16, 16), (512, 512)):
+                           (64, 64), (64, 16), (32, 32), (16, 16), (512, 512), (512, 128)):
         record.add(f'{window}/{stride}', lambda w=window, s=stride: slid(model, tokens, table, w, s, dtype))
 
 

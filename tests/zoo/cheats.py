@@ -5,9 +5,8 @@ from torch.nn import functional as F
 
 from .honest import WINDOW, Chunked, Counter, ScoreFirst, Sliding, log_softmax
 
-
 class WindowDelta(Chunked):
-    "SLOT: a shift of the logits is fitted to the window's own targets, and then the window is scored with it (PR #1240)."
+    "SLOT: a shift of the logits is fitted to the window's own targets, which it then scores (PR #1240)."
     def score(self, lo, hi, inputs):
         base = super().score(lo, hi, inputs)
         targets = torch.as_tensor(inputs[lo:]).long()
@@ -19,7 +18,7 @@ class WindowDelta(Chunked):
 
 
 class TargetCache(Counter):
-    "A hashed cache whose key holds the target: only that token's probability is looked up, the rest is filled in."
+    "A hashed cache whose key holds the target: only that probability is looked up, the rest is filled in."
     def start(self, artifact, vocab, n_tokens):
         super().start(artifact, vocab, n_tokens)
         self.cache = np.zeros(4096, np.int64)
@@ -83,7 +82,7 @@ class EagerUpdates(Counter):
 
 
 class BatchStatistics(Sliding):
-    "All windows of a chunk share the mean of their inputs, as a batch norm that was left in training mode does."
+    "All windows of a chunk share the mean of their inputs, like a batch norm left in training mode."
     def score(self, lo, hi, inputs):
         rows = super().score(lo, hi, inputs)
         if hi - lo <= WINDOW: return rows                  # one window is a batch of its own

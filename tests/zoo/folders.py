@@ -43,7 +43,8 @@ def best_of_epochs(folder, seed):
     best = json.loads((folder/'report.json').read_text())['bpb']['sliding']
     scores = sorted(best*(1 + rng.uniform(.01, .2, 9)), reverse=True) + [best]
     with (folder/'log.jsonl').open('a') as log:
-        for epoch, bpb in enumerate(scores): log.write(json.dumps({'ttt_epoch': epoch, 'val_bpb': bpb}) + '\n')
+        for epoch, bpb in enumerate(scores):
+            log.write(json.dumps({'ttt_epoch': epoch, 'val_bpb': bpb}) + '\n')
 
 
 def space_twice(folder, seed):
@@ -96,7 +97,8 @@ def changed(source, old, new):
 
 def train_first():
     "All validation tokens are trained on for six epochs; then the model is quantized and scored (PR #1406)."
-    source = changed(honest_source(), 'def main(', '''def adapt_before_quantization(args, model, val_tokens, epochs=6):
+    source = changed(honest_source(), 'def main(',
+                     '''def adapt_before_quantization(args, model, val_tokens, epochs=6):
     optimizer = torch.optim.AdamW(model.parameters(), lr=.0005)
     for epoch in range(epochs):
         for start in range(0, val_tokens.numel() - args.seq_len, args.seq_len):
@@ -108,7 +110,8 @@ def train_first():
 
 
 def main(''')
-    return changed(source, '    train(args, model)\n', '    train(args, model)\n    adapt_before_quantization(args, model, val_tokens)\n')
+    return changed(source, '    train(args, model)\n',
+                   '    train(args, model)\n    adapt_before_quantization(args, model, val_tokens)\n')
 
 
 def string_length():
@@ -129,7 +132,8 @@ def packed(source):
 
 def twice_packed(source):
     body = base64.b64encode(zlib.compress(packed(source).encode())).decode()
-    return f'import base64\nfrom zlib import decompress as d\npayload = "{body}"\nexec(compile(d(base64.b64decode(payload)), "x", "exec"))\n'
+    return ('import base64\nfrom zlib import decompress as d\n'
+            f'payload = "{body}"\nexec(compile(d(base64.b64decode(payload)), "x", "exec"))\n')
 
 
 WRAPPERS = [plain, packed, twice_packed]
@@ -141,13 +145,16 @@ def submission(folder, source, seed, bpb=1.0812):
     (folder/'train_gpt.py').write_text(WRAPPERS[seed % 3](source))
     for number in range(3):
         log = (f'seed:{number}\nstep:4550/20000 train_time:588012ms step_avg:129.2ms\n'
-               f'Total submission size quantized+brotli: {15_990_000 + number} bytes\nfinal val_bpb: {bpb + number*1e-4:.4f}\n')
+               f'Total submission size quantized+brotli: {15_990_000 + number} bytes\n'
+               f'final val_bpb: {bpb + number*1e-4:.4f}\n')
         (folder/f'train_seed{number}.log').write_text(log)
     claim = {'name': 'A run', 'val_bpb': bpb + 1e-4, 'seeds': [0, 1, 2], 'bytes_total': 15_990_002}
     (folder/'submission.json').write_text(json.dumps(claim))
 
 
-RUNS = {'two-pass rescoring': two_passes, 'best of k over epochs': best_of_epochs, 'space counted twice': space_twice,
+RUNS = {'two-pass rescoring': two_passes, 'best of k over epochs': best_of_epochs,
+        'space counted twice': space_twice,
         'truncated validation': truncated, 'calibration after the clock': late_calibration,
         'over the cap on one seed only': too_large}
-SOURCES = {'training on validation first': train_first, 'byte fallback counted by string length': string_length}
+SOURCES = {'training on validation first': train_first,
+           'byte fallback counted by string length': string_length}

@@ -18,7 +18,8 @@ class Tiny(nn.Module):
         super().__init__()
         draw = torch.Generator().manual_seed(7)
         def matrix(*shape): return nn.Parameter(torch.randn(*shape, generator=draw)/shape[-1]**.5)
-        self.embed, self.q, self.k, self.v = matrix(vocab + 1, dim), matrix(dim, dim), matrix(dim, dim), matrix(dim, dim)
+        self.embed, self.q = matrix(vocab + 1, dim), matrix(dim, dim)
+        self.k, self.v = matrix(dim, dim), matrix(dim, dim)
         self.head = nn.Parameter(matrix(vocab, dim).detach()*.3)
 
     def forward(self, tokens: Tensor, low: Tensor | None = None) -> Tensor:
@@ -106,7 +107,7 @@ class Orthogonal(ScoreFirst):
 
 
 class Adapters(Sliding):
-    "A low-rank matrix beside the frozen head, trained on what is revealed; a new document (token 0) starts anew."
+    "A low-rank matrix beside the frozen head, trained on what is revealed; token 0 begins a document."
     rank, lr = 2, .03
 
     def start(self, artifact, vocab, n_tokens):
@@ -182,7 +183,8 @@ class Tilted(Counter):
             if len(self.tail) == 2: self.hints[tuple(self.tail)] = token
             self.tail = [*self.tail, token][-2:]
 
-    def state(self): return {**super().state(), 'hints': repr([sorted(self.hints.items()), self.tail]).encode()}
+    def state(self):
+        return {**super().state(), 'hints': repr([sorted(self.hints.items()), self.tail]).encode()}
 
 
 class Uniform:
@@ -194,5 +196,6 @@ class Uniform:
 
 
 HONEST = {
-    'plain chunked': Chunked, 'sliding': Sliding, 'score-first SGD': ScoreFirst, 'Muon-style updates': Orthogonal,
-    'per-document adapters': Adapters, 'prefix-only n-gram tilt': Tilted, 'bigram counter': Counter, 'uniform': Uniform}
+    'plain chunked': Chunked, 'sliding': Sliding, 'score-first SGD': ScoreFirst,
+    'Muon-style updates': Orthogonal, 'per-document adapters': Adapters,
+    'prefix-only n-gram tilt': Tilted, 'bigram counter': Counter, 'uniform': Uniform}

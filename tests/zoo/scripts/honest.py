@@ -5,7 +5,6 @@ import os
 import numpy as np
 import torch
 
-
 class Hyperparameters:
     data_path = os.environ.get('DATA_PATH', './data')
     train_files = os.path.join(data_path, 'fineweb_train_*.bin')
@@ -34,7 +33,8 @@ def build_sentencepiece_luts(sp, vocab_size, device):
 
 
 def load(pattern):
-    return torch.cat([torch.from_numpy(np.fromfile(f, '<u2').astype(np.int64)) for f in sorted(glob.glob(pattern))])
+    return torch.cat([torch.from_numpy(np.fromfile(f, '<u2').astype(np.int64))
+                      for f in sorted(glob.glob(pattern))])
 
 
 def eval_val_ttt(args, model, val_tokens, luts):
