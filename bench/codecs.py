@@ -48,7 +48,8 @@ def measure(run, out):
     plan = plan_grids(state.items(), QuantConfig(**RULE, min_numel=config['quant']['min_numel']))
     stored = convert(state, plan)
     coded = {name: part for name, part in stored.items() if isinstance(part, Codes)}
-    path = (out if out and config["preset"] == "tiny" else Path(tempfile.mkdtemp()))/f'{config["preset"]}.golf'
+    kept = out if out and config['preset'] == 'tiny' else Path(tempfile.mkdtemp())   # others are large
+    path = kept/f'{config["preset"]}.golf'
     start = time.perf_counter()
     total = save(path, stored, {'preset': config['preset'], 'rule': RULE}, plan)
     saved = time.perf_counter()

@@ -713,9 +713,18 @@ def questions(
 # %% ../nbs/16_audit.ipynb #fc26e5b4
 class Prober:
     "Asks copies of the predictor before each chunk, and compares when the chunk is scored."
-    def __init__(self, party: Party, vocab: int, rng: np.random.Generator, many: int = 4, values: int = 256):
+    def __init__(self,
+        party: Party,
+        vocab: int,
+        rng: np.random.Generator,
+        cuts: list[int],                # of the run
+        many: int = 4,                  # flips of each kind for each chunk
+        values: int = 256,              # that a token takes at most
+    ):
         self.party, self.vocab, self.rng, self.many, self.most = party, vocab, rng, many, values
-        self.left = 2                                     # positions whose token takes every value
+        wide = [lo for lo, hi in zip(cuts[:-1], cuts[1:], strict=True) if hi - lo > 1]
+        late = wide[len(wide)//3:]      # what was learned shows late
+        self.whole = set(rng.permutation(late)[:4].tolist())   # chunks with a token that takes every value
         self.answers: list[tuple[Question, list[bytes]]] = []
         self.sums: list[tuple[int, float, int]] = []      # position, sum of probabilities, values tried
         self.errors: list[str] = []
@@ -743,8 +752,7 @@ class Prober:
 
     def values(self, lo: int, hi: int, inputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
         "Inputs in which one token of the chunk takes every value (a sample, of a large vocabulary)."
-        if not self.left or hi - lo < 2: return lo, np.empty(0, int), np.empty((0, len(inputs)), int)
-        self.left -= 1
+        if lo not in self.whole: return lo, np.empty(0, int), np.empty((0, len(inputs)), int)
         t = int(self.rng.integers(lo, hi - 1))
         values = self.rng.permutation(self.vocab)[:self.most]
         tried = np.tile(inputs, (len(values), 1))
@@ -1244,7 +1252,7 @@ def audit(
         kind, begun, first = _agree(party, stream)
         rng = np.random.default_rng([seed, len(stream)])
         cuts = random_cuts(len(stream), begun.first, rng, first.facts.get('boundaries', ()))
-        case = Case(party, begun, cuts, kind, rng, prober=Prober(party, stream.vocab, rng, many, values))
+        case = Case(party, begun, cuts, kind, rng, prober=Prober(party, stream.vocab, rng, cuts, many, values))
         case.base = case.again(before_score=case.prober)
         case.twin = case.again()
         rows = _causal_rows(case) + _access_rows(case, held, explained) + _distribution_rows(case)

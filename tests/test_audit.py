@@ -653,7 +653,8 @@ OTHER_SOURCES = {
                       'C3 score before training'),
     'space in the table': ("            piece = piece[1:]",
                            "            piece = piece.replace('\u2581', ' ')", 'bytes table'),
-    'U+FFFD': ("        if sp.is_byte(i):\n            base[i] = 1\n            continue\n        piece = sp.id_to_piece(i)",
+    'U+FFFD': ("        if sp.is_byte(i):\n            base[i] = 1\n            continue\n"
+               "        piece = sp.id_to_piece(i)",
                "        piece = sp.decode([i]) if sp.is_byte(i) else sp.id_to_piece(i)", 'bytes table'),
     'characters': ("len(piece.encode('utf-8'))", 'len(piece)', 'bytes table'),
     'calibration': ('    train(args, model)',

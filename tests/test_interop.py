@@ -58,7 +58,7 @@ def model_of(z, **switches): return from_reference(z.pr(), z.under('param/'), z.
 
 # --- vectors ---------------------------------------------------------------------------------------------
 
-def test_every_built_vector_file_passes(reference):
+def test_every_vector_file_passes(reference):
     reports = check(reference)
     wrong = [r.name for r in reports if r.verdict == 'FAIL']
     assert not wrong

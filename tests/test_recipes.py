@@ -92,6 +92,7 @@ def test_noise_is_the_same_in_two_processes_and_after_kill_9(kind, tmp_path):
 SWITCH = """
 from dataclasses import replace
 import torch
+from golf_nb.data import get_dataset
 from golf_nb.presets import get
 from golf_nb.schedule import from_order
 from golf_nb.trainer import Process, prime, start, train_step

@@ -52,9 +52,9 @@ def test_a_changed_array_is_noticed(reference, name):
         assert difference(one.ours, wrong[part], one.measure) > one.tolerance, one.label
 
 
-@pytest.mark.parametrize('name, array', [('pr927/muon_step', 'grad1/tall'), ('pr1493/ema', 'param/skip_gates'),
-                                         ('pr341/train_steps', 'grad0/tok_emb.weight'),
-                                         ('pr927/schedule', 'wallclock/elapsed_ms')])
+@pytest.mark.parametrize('name, array', [
+    ('pr927/muon_step', 'grad1/tall'), ('pr1493/ema', 'param/skip_gates'),
+    ('pr341/train_steps', 'grad0/tok_emb.weight'), ('pr927/schedule', 'wallclock/elapsed_ms')])
 def test_a_changed_input_fails_end_to_end(reference, tmp_path, name, array):
     arrays = Vectors(reference/f'{name}.npz').arrays
     copy = tmp_path/name.split('/')[0]/'copy.npz'
