@@ -31,18 +31,20 @@ def main():
     parser.add_argument('--steps', type=int, default=20)
     parser.add_argument('--tokens', type=int, default=1024, help='of a step')
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16', 'as-run'])
+    parser.add_argument('--ulp', action='store_true', help='also compare with one weight moved by an ulp')
     parser.add_argument('--out', type=Path, help='write the record here')
     chosen = parser.parse_args()
     found = {}
     for preset in chosen.presets:
         same = preset, chosen.precision, chosen.steps, chosen.tokens
-        one, two, moved = losses(*same), losses(*same, processes=2), losses(*same, nudge=True)
+        one, others = losses(*same), {'two processes': losses(*same, processes=2)}
+        if chosen.ulp: others['one weight moved by an ulp'] = losses(*same, nudge=True)
         apart = {name: max(abs(b/a - 1) for a, b in zip(one, other, strict=True))
-                 for name, other in (('two processes', two), ('one ulp', moved))}
+                 for name, other in others.items()}
         found[preset] = apart | {'first': one[0], 'last': one[-1]}
-        print(f'{preset:10} {chosen.precision}, {chosen.steps} steps, {one[0]:.3f} -> {one[-1]:.3f} nats; largest '
-              f'relative deviation of a loss: two processes {apart["two processes"]:.1e}, one weight moved by an ulp '
-              f'{apart["one ulp"]:.1e}', flush=True)
+        deviations = ', '.join(f'{name} {value:.1e}' for name, value in apart.items())
+        print(f'{preset:10} {chosen.precision}, {chosen.steps} steps, {one[0]:.3f} -> {one[-1]:.3f} nats; '
+              f'largest relative deviation of a loss: {deviations}', flush=True)
         if chosen.out:
             record = {'precision': chosen.precision, 'steps': chosen.steps, 'tokens': chosen.tokens,
                       'presets': found, **circumstances()}

@@ -789,8 +789,11 @@ def _needles(stream: Stream) -> list[tuple[int, np.ndarray]]:
 
 def _own(thing: Any) -> bool:
     "Is this not part of an installed library?"
-    try: return not os.path.realpath(inspect.getfile(thing)).startswith(_INSTALLED)
-    except (TypeError, OSError): return getattr(thing, '__module__', '') == '__main__'
+    home = str(getattr(thing, '__module__', None) or getattr(thing, '__name__', '')).split('.')[0]
+    if home == '__main__': return True
+    if home in sys.stdlib_module_names or home == 'builtins': return False
+    file = getattr(sys.modules.get(home), '__file__', None)
+    return file is None or not os.path.realpath(file).startswith(_INSTALLED)
 
 
 def _code_names(code: types.CodeType) -> set[str]:

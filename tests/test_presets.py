@@ -111,7 +111,8 @@ def test_a_preset_trains(name, precision):
     "Three steps on the real corpus with the preset's own recipe, on the grid from the start."
     config = get(name, 'mini')
     config = replace(
-        config, precision=precision, compile=False, quant=replace(config.quant, qat='ste', qat_start=0., qat_rate=None), steps=3,
+        config, precision=precision, compile=False, steps=3,
+        quant=replace(config.quant, qat='ste', qat_start=0., qat_rate=None),
         data=replace(config.data, seq_len=64, batch_tokens=512))
     run = start(config, get_dataset('sotu', config.model.vocab), Process())
     assert (run.model.embed.dtype == torch.bfloat16) == (precision == 'as-run')

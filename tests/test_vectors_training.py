@@ -1,4 +1,6 @@
 "Steps, rates, averages, and whole runs against the recorded ones; and a changed array is noticed."
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,17 @@ import torch
 from golf_nb.interop import Vectors, check_file, difference, from_reference, kind_of
 from golf_nb.optim import Muon
 from golf_nb.presets import get
-from golf_nb.vectors_training import KINDS, RECORDED, TileProducts, recipe, run_settings, tile_product
+from golf_nb.vectors_training import (
+    KINDS,
+    RECORDED,
+    Recorded,
+    TileProducts,
+    recipe,
+    run_settings,
+    shards,
+    tile_product,
+    train_again,
+)
 
 STEPS = ['pr927/muon_step', 'pr341/muon_step', 'pr1640/muon_step', 'pr1406/muon_step', 'pr1406/muoneqr_step',
          'pr1493/muon_step', 'pr927/train_steps', 'pr341/train_steps']
@@ -87,6 +99,19 @@ def test_settings_of_a_run_build_its_model(reference):
         model, run = run_settings(pr, z.config()['env'])
         built = from_reference(pr, z.under('init/'), model)
         assert sum(p.numel() for p in built.parameters()) == parameters_in(z) and run['iterations'] == 6
+
+
+def test_a_shorter_run_begins_alike(reference):
+    "One step instead of six: up to it, the losses are the recorded ones; validations come before and after."
+    z = Vectors(reference/'pr1640'/'e2e_init.npz')
+    env = {**z.config()['env'], 'ITERATIONS': '1', 'QAT_START_FRACTION': '1'}
+    z.arrays['config_json'] = np.array(json.dumps({'env': env}))
+    with shards([z[name] for name in sorted(z.names('train_tokens/'))]) as paths:
+        ours = Recorded(z, z.under('init/'), paths)
+        at = train_again(ours)
+    assert at == {'steps': 8 + 3, 'grids': 8 + 3 + 8} and len(ours.losses) == 8 + 3 + 8 + 3
+    first = z.arrays['losses_in_call_order'][:at['grids']]
+    assert np.abs(np.array(ours.losses[:at['grids']]) - first).max() < 1e-5
 
 
 def parameters_in(z):
