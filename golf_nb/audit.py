@@ -429,7 +429,7 @@ def _settle(read: int, write: int):
     for fd in (0, 1, 2): os.dup2(quiet, fd)
     kept = sorted({0, 1, 2, read, write})
     for below, above in zip(kept, [*kept[1:], 65_536], strict=True): os.closerange(below + 1, above)
-    sys.stdout = sys.stderr = open(1, 'w', closefd=False)
+    sys.stdout = sys.stderr = os.fdopen(1, 'w', closefd=False)
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_DFL)
     warnings.simplefilter('ignore')
     sys.dont_write_bytecode = True

@@ -76,7 +76,7 @@ def tile_product(
     a: Tensor,       # [*n, rows, k] in bf16
     b: Tensor,       # [*n, k, columns] in bf16
 ) -> Tensor:         # in bf16
-    "Multiply matrices in the order of sums of a CPU with AMX: tiles of 32, even and odd entries apart."
+    "Multiply matrices in the order of sums that fits the files: tiles of 32, even and odd entries apart."
     tiles = -(-a.shape[-1]//32)
     def cut(x):  # [*n, rows, k] -> [16, *n, tiles, 2, rows]
         x = nn.functional.pad(x.float(), (0, 32*tiles - x.shape[-1])).unflatten(-1, (tiles, 16, 2))
@@ -160,7 +160,7 @@ def _twice(
     "Compare one matrix at a time in the recorded order of sums, and batched as this machine sums."
     with TileProducts(): slow = [*compare(replace(config, batched=False), 0., RECORDED)]
     yield from slow
-    yield from compare(replace(config, batched=True), .04*lr, f'{README}: 0.04 lr a step; batched, own sums')
+    yield from compare(replace(config, batched=True), .04*lr, f'{README}: 0.04 lr; batched, own sums')
 
 def _orthogonal(name: str, g: Tensor, steps: int, product: str = '(cA)A') -> Comparison:
     "Newton-Schulz alone, in the recorded order of sums."
@@ -175,10 +175,10 @@ def _named_muon_case(z: Vectors) -> Iterator[Comparison]:
     def grad(s, name): return z.tensor(f'grad{s}/{name}') if f'grad{s}/{name}' in z else None
     grads = [[grad(s, name) for name in names] for s in steps]
     rates = [*zip(c['lr'], c['momentum'], strict=True)]
-    def compare(config, per_step, source):
+    def compare(config, apart, source):
         path, decay = muon_path(start, grads, rates, config), config.matrix_decay
         for s, (now, buffers) in zip(steps, path, strict=True):
-            bound = 1e-6 + s*per_step
+            bound = 1e-6 + apart
             for name, w, buffer in zip(names, now, buffers, strict=True):
                 yield near(f'param{s}/{name}', w, bound, source)
                 if (before := f'param{s}_before_decay/{name}') in z:
@@ -207,12 +207,12 @@ def _numbered_muon_case(z: Vectors) -> Iterator[Comparison]:
     grads = [matrices(f'grad{s}') for s in range(len(rates))]
     for prefix, decay in (('', c['weight_decay']), ('nowd_', c.get('nowd_weight_decay'))):
         if decay is None: continue
-        def compare(config, per_step, source, prefix=prefix):
+        def compare(config, apart, source, prefix=prefix):
             through = config.matrix_decay if config.decay_order == 'coupled' else 0.   # weights in the buffer
             for s, (now, buffers) in enumerate(muon_path(matrices('p0'), grads, rates, config), 1):
                 for i, (w, buffer) in enumerate(zip(stacked(now), stacked(buffers), strict=True)):
-                    yield near(f'{prefix}p{s}/{i}', w, 1e-6 + s*per_step, source)
-                    yield near(f'{prefix}buf{s}/{i}', buffer, 1e-6 + s*s*per_step*through, source)
+                    yield near(f'{prefix}p{s}/{i}', w, 1e-6 + apart, source)
+                    yield near(f'{prefix}buf{s}/{i}', buffer, 1e-6 + s*apart*through, source)
         yield from _twice(compare, recipe(pr, c | {'weight_decay': decay}), c['lr'])
     for name in z.names('ns'):
         steps, number = re.fullmatch(r'ns(\d)(?:/(\d+)|_2d)', name).groups()
@@ -230,10 +230,10 @@ def _muon_eq_case(z: Vectors) -> Iterator[Comparison]:
     grads = [[z.tensor(f'grad{s}/{i}') for i in every] for s in steps]
     rates = len(steps)*[(hyper['lr'], hyper['momentum'])]
     config = recipe(1493, hyper)
-    def compare(config, per_step, source, end=''):
+    def compare(config, apart, source, end=''):
         path = [*muon_path(start, grads, rates, config)]
         for s, (now, _) in zip(steps, path, strict=True):
-            for i, w in enumerate(now): yield near(f'param{s}{end}/{i}', w, 1e-6 + s*per_step, source)
+            for i, w in enumerate(now): yield near(f'param{s}{end}/{i}', w, 1e-6 + apart, source)
         for i, buffer in enumerate(path[-1][1]): yield near(f'momentum_buffer/{i}', buffer, 1e-6, source)
     yield from _twice(compare, config, hyper['lr'])
     yield from compare(replace(config, ns_dtype='fp32'), 0., f'{README}; Newton-Schulz in fp32', '_nsf32')
@@ -346,7 +346,8 @@ def _first_gradients(z: Vectors, run: Run) -> Iterator[Comparison]:
     if run.config.optim.grad_clip:
         yield Comparison('gradnorm_preclip', [norm], 1e-4*norm, BOUND, part=(0, 1))
     gradients(run, schedule_at(run.config, run.clock.progress))
-    ours = {name: p.grad for name, p in run.model.named_parameters()}
+    named = run.model.named_parameters()
+    ours = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named}
     for place in places(run.model, z.pr()):
         reference = z.arrays[f'grad0/{place.name}']
         bound = max(1e-4*float(np.abs(reference).max(initial=0)), 1e-6)
@@ -356,7 +357,8 @@ def _first_gradients(z: Vectors, run: Run) -> Iterator[Comparison]:
 def _first_update(z: Vectors, run: Run, clock: Clock) -> Iterator[Comparison]:
     "Which optimizer owns what, and the first step from the recorded gradients."
     groups = json.loads(str(z.arrays['groups']))   # in another order
-    theirs = sorted(sorted(names) for parts in groups.values() for names in parts)
+    def kept(names): return sorted(name for name in names if z.arrays[f'param0/{name}'].size)
+    theirs = sorted(kept(names) for parts in groups.values() for names in parts)
     ours = sorted(sorted(names) for names in _owners(run, z.pr()))
     yield same('groups', str(z.arrays['groups']) if ours == theirs else json.dumps(ours))
     gradients_from(run, z.pr(), z.under('grad0/'))
