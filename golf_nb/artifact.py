@@ -695,15 +695,19 @@ def save(
     return len(content)
 
 # %% ../nbs/12_artifact.ipynb #76edee9a
+def _unique(pairs):
+    _need(len(dict(pairs)) == len(pairs), 'a key is there twice')
+    return dict(pairs)
+
+
+def _finite(number):
+    _need(math.isfinite(float(number)), f'the number {number:.30} is not finite')
+    return float(number)
+
+
 def _parse(text: bytes):
     "JSON without its surprises."
-    def unique(pairs):
-        _need(len(dict(pairs)) == len(pairs), 'a key is there twice')
-        return dict(pairs)
-    def finite(text):
-        _need(math.isfinite(float(text)), f'the number {text:.30} is not finite')
-        return float(text)
-    try: return json.loads(text.decode(), object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+    try: return json.loads(text.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
     except ArtifactError: raise
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f'header cannot be read: {error!r:.100}') from None
@@ -791,18 +795,20 @@ def _unpack_streams(content: bytes, header: Mapping, at: int) -> dict[tuple[int,
     return arrays
 
 
+def _tensor(array: np.ndarray) -> Tensor: return torch.from_numpy(array.astype(array.dtype.newbyteorder('=')))
+
+
 def load(
     path: str | Path,
 ) -> dict[str, Codes | Tensor]:   # what `save` was given
     "Read an artifact; anything wrong with it is an `ArtifactError` in one line."
-    def tensor(array): return torch.from_numpy(array.astype(array.dtype.newbyteorder('='), copy=True))
     try:
         content = _read(path)
         header, at = _open(content)
         arrays = _unpack_streams(content, header, at)
     except ArtifactError as error: raise ArtifactError(f'{path}: {error}') from None
-    return {entry['name']: tensor(arrays[i, 'values']) if 'bits' not in entry else
-            Codes(tensor(arrays[i, 'codes']), tensor(arrays[i, 'steps']), entry['bits'], low=entry['low'])
+    return {entry['name']: _tensor(arrays[i, 'values']) if 'bits' not in entry else
+            Codes(_tensor(arrays[i, 'codes']), _tensor(arrays[i, 'steps']), entry['bits'], low=entry['low'])
             for i, entry in enumerate(header['tensors'])}
 
 # %% ../nbs/12_artifact.ipynb #5c415365

@@ -85,7 +85,7 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group['params'] if p.grad is not None]
             shrink = 1 - group['lr']*group['weight_decay']
             if group['decay_order'] == 'before': torch._foreach_mul_(group['params'], shrink)
-            self._update(group, params, shared_orthogonalize(
+            if params: self._update(group, params, shared_orthogonalize(
                 self._directions(group, params), group['ns_steps'], DTYPES[group['ns_dtype']], rank, world,
                 group['batched'], coefficients=group['ns_coefficients'], product=group['ns_product']))
             if group['decay_order'] == 'after': torch._foreach_mul_(group['params'], shrink)

@@ -143,7 +143,7 @@ def qat_plan(
                  for name, grid in grids.items()}
     def seen(name):
         role, block = parameter_role(name), name.startswith('blocks.')
-        return {'stored': True, 'matrix': role == 'matrix', 'block': block,
+        return {'stored': True, 'matrix': role == 'matrix', 'block': block or name == 'head',
                 'side': role == 'matrix' and not block}[config.qat_parts]
     return {name: grid if seen(name) else None for name, grid in grids.items()}
 

@@ -521,6 +521,7 @@ def write_result(
         run.model, _ = train_on_validation(run.model, run.dataset.val_tokens(), config.data.seq_len,
                                            dtype=DTYPES[config.precision])
     state = {name: p.detach().float().cpu().contiguous() for name, p in run.model.state_dict().items()}
+    (folder/'checkpoint').mkdir(parents=True, exist_ok=True)
     write_atomically(folder/'checkpoint'/'weights.safetensors', to_safetensors(state))
     stored, begin = quantized(run), time.monotonic()
     size = save(folder/'model.golf', stored, about, plan_grids(state.items(), config.quant))
