@@ -707,7 +707,8 @@ def _finite(number):
 
 def _parse(text: bytes):
     "JSON without its surprises."
-    try: return json.loads(text.decode(), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    hooks = {'object_pairs_hook': _unique, 'parse_float': _finite, 'parse_constant': _finite}
+    try: return json.loads(text.decode(), **hooks)
     except ArtifactError: raise
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f'header cannot be read: {error!r:.100}') from None

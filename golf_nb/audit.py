@@ -21,6 +21,7 @@ import json
 import math
 import os
 import random
+import re
 import select
 import signal
 import struct
@@ -227,11 +228,13 @@ def fingerprint(
 # %% ../nbs/16_audit.ipynb #35e45fc8
 _CODE = ('.py', '.pyc', '.so', '.pyd', '.dll', '.dylib')
 _MACHINE = ('/dev/null', '/dev/urandom', '/dev/random', '/proc/cpuinfo', '/proc/meminfo', '/proc/stat',
-            '/sys/')
-_OUTSIDE = ('socket.', 'subprocess.Popen', 'os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork',
-            'pty.',
-            'os.startfile', 'os.putenv', 'os.rename', 'os.remove', 'os.link', 'os.symlink', 'os.truncate',
-            'os.mkdir', 'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
+            '/proc/version', '/proc/sys/', '/sys/', '/etc/localtime', '/etc/os-release',
+            '/usr/share/zoneinfo/')
+_PROCESS = re.compile(r'/proc/\d+/(status|stat|statm|cgroup|limits|task/\d+/stat)')   # not mem
+_OUTSIDE = ('socket.', 'subprocess.Popen', 'os.system', 'os.exec',
+            'os.posix_spawn', 'os.spawn', 'os.fork', 'pty.',
+            'os.startfile', 'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
+_FILING = ('os.rename', 'os.remove', 'os.link', 'os.symlink', 'os.truncate', 'os.mkdir')   # libraries may
 _DIGGING = ('gc.get_', 'sys._getframe', 'sys._current_', 'ctypes.')
 _FOLDERS = [sysconfig.get_path(name) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
 _FOLDERS.append(str(Path(inspect.getfile(Tokenizer)).parent))
@@ -255,13 +258,19 @@ def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None) -> bool:
     if writes: return False
     if artifact and (full == artifact or full.startswith(artifact + os.sep)): return True
     code = full.endswith(_CODE) and (full.startswith(_INSTALLED) or _loaded(full))
-    return code or full.startswith(_MACHINE)
+    code = code or full in sys.path                  # python311.zip, which need not be there
+    return code or full.startswith(_MACHINE) or _PROCESS.fullmatch(full) is not None
 
 
 def _asks_itself() -> bool:
     "Does the predictor's own code, and no library, ask for what is being noted?"
-    frame = inspect.currentframe().f_back.f_back     # of the hook, then of who made it run
-    while frame is not None and frame.f_code.co_filename.endswith(_FILES): frame = frame.f_back
+    frame = inspect.currentframe()
+    while frame.f_code.co_name != 'hook': frame = frame.f_back
+    frame = frame.f_back
+    # a checker of types may have wrapped the hook; other frames only pass on what their caller asks for
+    while frame is not None and (frame.f_code.co_filename.endswith(_FILES) or '<@' in frame.f_code.co_filename
+                                 or os.sep + 'jaxtyping' + os.sep in frame.f_code.co_filename):
+        frame = frame.f_back
     if frame is None: return False
     name = frame.f_code.co_filename
     return not os.path.realpath(name).startswith(_INSTALLED) and not name.startswith('<frozen')
@@ -280,10 +289,10 @@ class Guard:
     def hook(self, event: str, args: tuple):
         "Called by Python at each auditable event."
         if not self.on or self.busy: return
-        if event != 'open' and not event.startswith(_OUTSIDE + _DIGGING): return
+        if event != 'open' and not event.startswith(_OUTSIDE + _DIGGING + _FILING): return
         self.busy = True
         try:
-            bad = event.startswith(_OUTSIDE) or (event.startswith(_DIGGING) and _asks_itself())
+            bad = event.startswith(_OUTSIDE) or (event.startswith(_DIGGING + _FILING) and _asks_itself())
             if event == 'open' and not _may_open(*args[:3], self.artifact):
                 bad, event = True, f'open {args[0]}'
         finally: self.busy = False
@@ -462,13 +471,16 @@ def _apart(task: Callable[[], None]) -> int:
 
 def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
     "Answer requests until 'end'."
+    known = set(sys.modules)
     _fresh()
     sys.addaudithook(server.guard.hook)
     while True:
         head, arrays = _receive(read)
         if head['op'] == 'end':
             breaches = [line for stream in sealed for line in stream.breaches]
-            return _send(write, {'noted': server.guard.noted, 'breaches': breaches})
+            libraries = [name for name, module in list(sys.modules.items()) if name not in known
+                         and str(getattr(module, '__file__', '') or '').startswith(_INSTALLED)]
+            return _send(write, {'noted': server.guard.noted, 'breaches': breaches, 'libraries': libraries})
         if head['op'] == 'probe':
             def tell(head=head, arrays=arrays): _send(write, *_unpacked(server.answer(head, arrays)))
             _, status = os.waitpid(_apart(tell), 0)
@@ -493,6 +505,8 @@ def _zygote(given: Any, artifact: Any, read: int, write: int):
     while True:
         try: head, _ = _receive(read)
         except EOFError: return
+        for name in head['load']:   # imported by a run before; needs no second time
+            with contextlib.suppress(Exception): importlib.import_module(name)
         path = os.path.realpath(artifact) if isinstance(artifact, str | Path) else None
         pid = _apart(lambda p=path: _serve(Server(given, artifact, Guard(p)), read, write, sealed))
         _, status = os.waitpid(pid, 0)
@@ -516,7 +530,7 @@ class Party:
         if not hasattr(os, 'fork'): raise AuditError('this system cannot fork: audit on Linux or macOS')
         there_read, self._write = os.pipe()
         self._read, there_write = os.pipe()
-        self.seconds, self.given, self._running = seconds, given, False
+        self.seconds, self.given, self._running, self._libraries = seconds, given, False, []
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             sys.stdout.flush()
@@ -530,7 +544,7 @@ class Party:
     def begin(self):
         "Let a fresh process begin a run."
         if not self._pid: raise PredictorError('the predictor is gone')
-        _send(self._write, {'op': 'run'})
+        _send(self._write, {'op': 'run', 'load': self._libraries})
         self._running = True
 
     def ask(self, op: str, *arrays: np.ndarray, **facts: Any) -> tuple[dict, list[np.ndarray]]:
@@ -554,6 +568,7 @@ class Party:
         "Finish a run: what was noted about it."
         if not self._running: return {}
         noted, _ = self.ask('end')
+        self._libraries = noted.pop('libraries')
         _receive(self._read, time.monotonic() + self.seconds)   # 'ended'
         return noted
 
@@ -720,18 +735,20 @@ class Prober:
         cuts: list[int],                # of the run
         many: int = 4,                  # flips of each kind for each chunk
         values: int = 256,              # that a token takes at most
+        chunks: int = 10,               # that are asked about; a copy of the predictor costs a fork
     ):
         self.party, self.vocab, self.rng, self.many, self.most = party, vocab, rng, many, values
         wide = [lo for lo, hi in zip(cuts[:-1], cuts[1:], strict=True) if hi - lo > 1]
         late = wide[len(wide)//3:]      # what was learned shows late
         self.whole = set(rng.permutation(late)[:4].tolist())   # chunks with a token that takes every value
+        self.asked = self.whole | set(wide[:1]) | set(rng.permutation(wide)[:chunks - 4].tolist())
         self.answers: list[tuple[Question, list[bytes]]] = []
         self.sums: list[tuple[int, float, int]] = []      # position, sum of probabilities, values tried
         self.errors: list[str] = []
 
     def __call__(self, lo: int, hi: int, inputs: np.ndarray):
         "Ask about the chunk lo..hi-1."
-        if hi - lo < 2 and lo: return               # a copy costs a fork; a row alone sees no target
+        if self.asked and lo not in self.asked: return
         asked = questions(lo, hi, inputs, self.rng, self.vocab, self.many)
         t, values, tried = self.values(lo, hi, inputs)
         calls = [(q.hi, q.ids) for q in asked[:-1]] + [(hi, ids) for ids in tried] + [(hi, asked[-1].ids)]
@@ -882,7 +899,7 @@ def foreknowledge(
     real = np.mean(base.nll[:cuts[-1] - cuts[0]])
     others = [run(party, renamed(stream, rng, len(stream)), cuts, kind=kind) for _ in range(times)]
     means = [np.mean(other.nll) for other in others if other.nll and not other.error]
-    if len(means) < 2: return math.nan, math.nan
+    if len(means) < 2 or not np.isfinite([real, *means]).all(): return math.nan, math.nan
     return float(np.mean(means) - real), float(np.std(means, ddof=1))
 
 # %% ../nbs/16_audit.ipynb #cf95d699
@@ -890,7 +907,7 @@ class Swapper:
     "Shows copies of the predictor the inputs of another stream."
     def __init__(self, party: Party, stream: Stream, after: int = 0):
         self.party, self.tokens, self.rows, self.after = party, stream._tokens, {}, after
-        self.left = 5                      # a copy costs a fork
+        self.left = 4                      # a copy costs a fork
 
     def __call__(self, lo: int, hi: int, inputs: np.ndarray):
         "Ask for the rows of lo..hi-1, given the other stream."
@@ -1255,7 +1272,8 @@ def audit(
         kind, begun, first = _agree(party, stream)
         rng = np.random.default_rng([seed, len(stream)])
         cuts = random_cuts(len(stream), begun.first, rng, first.facts.get('boundaries', ()))
-        case = Case(party, begun, cuts, kind, rng, prober=Prober(party, stream.vocab, rng, cuts, many, values))
+        prober = Prober(party, stream.vocab, rng, cuts, many, values)
+        case = Case(party, begun, cuts, kind, rng, prober=prober)
         case.base = case.again(before_score=case.prober)
         case.twin = case.again()
         rows = _causal_rows(case) + _access_rows(case, held, explained) + _distribution_rows(case)
