@@ -601,7 +601,7 @@ def test_seeds_of_one_experiment(run_copy, tmp_path):
     for seed, place in enumerate(places):
         shutil.copytree(run_copy, place)
         folders.edit(place/'config.json', lambda c, s=seed: c.update(seed=s))
-        folders.edit(place/'report.json', lambda r, s=seed: r['config'].update(seed=s))
+        folders.edit(place/'report.json', lambda r, s=seed: (r['config'].update(seed=s), r.update(seed=s)))
     assert audit_folder(tmp_path/'seeds', protocol=False).verdict == 'pass'
     folders.edit(places[1]/'config.json', lambda c: c['optim'].update(matrix_lr=.5))
     assert 'evidence same configuration' in audit_seeds(places, protocol=False).failing()
