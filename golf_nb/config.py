@@ -336,7 +336,7 @@ class Command:
     "Train, quantize, score, and report one depth-recurrent language model."
     run: Annotated[RunConfig, tyro.conf.arg(name='')]
     out: Path | None = None      # run directory; default: runs/<preset>-<seed>
-    resume: Path | None = None   # run directory to continue; every other option must be as it was
+    resume: Path | None = None   # run directory to continue; all but checkpoint_seconds must be as it was
     explain: bool = False        # print what the run will do and cost, and stop
 
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -200,19 +200,19 @@ def gradients(
 
 
 def first_not_finite(
-    run: Run,
+    run: Run,                         # whose loader is at the beginning of the step
     schedule: Schedule,
-    tokens: Tensor,
 ) -> str:                             # e.g. 'mlp_in of virtual layer 3'
-    "Name the first tensor of a forward pass that is not finite."
+    "Name the first tensor of a step's forward passes in this process that is not finite."
     found = [f'parameter {name}' for name, p in run.model.named_parameters() if not torch.isfinite(p).all()]
     def see(v, name, x):
         if not torch.isfinite(x).all(): found.append(f'{name} of virtual layer {v}')
-    if not found:
+    for _ in range(parts_of(run.config, run.process)[0]):
+        if found: return found[0]
         with torch.no_grad():
-            logits = run.model(tokens, schedule=schedule, dtype=DTYPES[run.config.precision], see=see)
+            logits = run.model(batch(run)[0], schedule=schedule, dtype=DTYPES[run.config.precision], see=see)
         if not torch.isfinite(logits).all(): found.append('the logits')
-    return found[0] if found else 'only a gradient'
+    return found[0] if found else 'only a gradient, or a tensor of another process'
 
 # %% ../nbs/19_trainer.ipynb #d932fd2b
 def qat_due(
@@ -259,7 +259,7 @@ def train_step(
     loss = gradients(run, schedule).item()
     if not (math.isfinite(loss) and math.isfinite(run.norm)):
         run.loader.restore(before)
-        where = first_not_finite(run, schedule, batch(run)[0])
+        where = first_not_finite(run, schedule)
         raise TrainingError(
             f'the loss is {loss} at step {run.step + 1}, its gradient {run.norm}; first not finite: {where}. '
             f'The step was not taken; last checkpoint: {run.saved}. Lower the rates, or set optim.grad_clip')
@@ -332,7 +332,9 @@ def resume(
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise TrainingError(f'{path}: not a sound checkpoint: {error}') from None
-    changed = differences(from_dict(RunConfig, facts['config']), run.config)
+    before = from_dict(RunConfig, facts['config'])
+    # How often a run is saved is no part of its result.
+    changed = differences(replace(before, checkpoint_seconds=run.config.checkpoint_seconds), run.config)
     here = run.dataset.fingerprint
     if facts['dataset'] != here: changed.append(f'data: fingerprint {facts["dataset"]} -> {here}')
     if changed: raise TrainingError(f'{path} belongs to another run; it differs in {"; ".join(changed)}')
@@ -362,7 +364,9 @@ def _restore(run: Run, tensors: dict[str, Tensor]):
     for full, tensor in parts.get('optimizer', {}).items():
         key, name = full.split('/', 1)
         owner[parameters[name]].state[parameters[name]][key] = tensor
-    for kind, average in run.averages.items(): average.mean = parts[kind]
+    for kind, average in run.averages.items():
+        # A file has an order of its own; an average goes through its tensors in that of the parameters.
+        average.mean = {name: parts[kind][name] for name in average.mean}
 
 # %% ../nbs/19_trainer.ipynb #e79d1f4d
 @contextmanager
