@@ -5,7 +5,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from golf_nb.block import causal_attention
+from golf_nb.block import trained_attention
 
 def fused(q, k, v):
     "Torch's kernel on the same layout."
@@ -25,7 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=15)
     rounds = parser.parse_args().rounds
-    ours = torch.compile(causal_attention, dynamic=False)
+    ours = torch.compile(trained_attention, dynamic=False)
     print(f'{"B x T x H/K x Dh":>20} {"fused, ms":>10} {"ours, ms":>10} {"ratio":>6}')
     for B, T, H, K, Dh in ((8, 512, 4, 2, 48), (8, 512, 8, 4, 32), (8, 512, 4, 2, 64)):
         shapes = [(B, T, heads, Dh) for heads in (H, K, K)]

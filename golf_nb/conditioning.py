@@ -21,6 +21,7 @@ class Row(NamedTuple):
     mlp_scale: Float[Tensor, " D"]
     mix: Float[Tensor, "2 D"]        # residual mix: weights of x and of x0
     q_gain: Float[Tensor, " H"]
+    norm_scale: Float[Tensor, ""] | float = 1.  # of both norms; a tensor, where blocks differ in it: one graph for all
 
 
 class Conditioning(nn.Module):
@@ -35,11 +36,13 @@ class Conditioning(nn.Module):
         self.film_gamma = nn.Parameter(torch.empty(films, dim)) if films else None
         self.film_beta = nn.Parameter(torch.empty(films, dim)) if films else None
 
-    def row(self, layer: VirtualLayer, dtype: torch.dtype) -> Row:
+    def row(self, layer: VirtualLayer, dtype: torch.dtype, ln_scale: bool = False) -> Row:
         "What `layer` is given, in the stream's dtype."
         scales = self.attn_scale[layer.cond], self.mlp_scale[layer.cond]
         row = Row(*scales, self.resid_mix[layer.cond], self.q_gain[layer.gain])
-        return Row(*(part.to(dtype) for part in row))
+        row = Row(*(part.to(dtype) for part in row[:4]))
+        if not ln_scale: return row
+        return row._replace(norm_scale=torch.tensor((layer.block + 1)**-0.5, dtype=torch.float64))
 
     def film(self, x: Float[Tensor, "B T D"], layer: VirtualLayer) -> Float[Tensor, "B T D"]:
         "Scale and shift the whole stream, if this layer says so."

@@ -255,9 +255,9 @@ def log_probs(
     chosen = [i for i, w in enumerate(cut) if w.score < hi and w.end > lo]
     rows = np.full((hi - lo, model.config.vocab), np.nan, np.float32)
     for group, tokens, last_n in batches(known, chosen[0], chosen[-1] + 1):
-        x = model.hidden(tokens[:, :-1].to(device), **options)
+        x = model.hidden(tokens[:, :-1].to(device), last_n=last_n, **options)
         last_n = last_n or batches.window
-        logits = read_out(x[:, -last_n:], options['used'].head, model.config.softcap).float()
+        logits = read_out(x, options['used'].head, model.config.softcap).float()
         for row, w in group:
             a, b, left = max(w.score, lo), min(w.end, hi), max(w.start, w.start + batches.window - last_n)
             rows[a - lo:b - lo] = torch.log_softmax(logits[row, a - left:b - left], -1).cpu().numpy()

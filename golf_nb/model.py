@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .block import Block, Context, Weights, fused_attention, visit
+from .block import Block, Context, Weights, fused_attention, trained_attention, visit
 from .conditioning import Conditioning, Skips, phase_mix
 from .config import ModelConfig
 from .layers import BigramHash, ValueEmbedding, rms_norm, rotary_table, smear
@@ -117,9 +117,10 @@ class Model(nn.Module):
         schedule: Schedule | None = None,              # another schedule over the same blocks
         weights: Sequence[Weights | None] | None = None,  # matrices of each visit; None: the block's own
         see: See | None = None,                        # receives named intermediates
+        last_n: int | None = None,                     # positions of the last visit, at the end; None: all
         dtype: torch.dtype | None = None,              # of the stream and the products; None: the embedding's
         used: Used | None = None,                      # of `used`, if it is already there
-    ) -> Float[Tensor, "B T D"]:
+    ) -> Float[Tensor, "B N D"]:
         "Run the schedule; the stream before the last norm."
         schedule, dtype = schedule or self.config.schedule, dtype or self.embed.dtype
         if weights is not None and len(weights) != len(schedule):
@@ -140,12 +141,14 @@ class Model(nn.Module):
             if see: see(v, 'in', x)
             w = weights[v] if weights is not None else None
             if w is None: w = self.block_weights(layer.block, dtype) if anew else used.blocks[layer.block]
-            row, embedded = layer.value_embed, None
-            if row is not None: embedded = self.value_embed.scaled(extra, row)
+            embedded = None
+            if layer.value_embed is not None: embedded = self.value_embed.scaled(extra, layer.value_embed)
             named = {'see': lambda name, part, v=v: see(v, name, part)} if see else {}
-            x = self.visit(x, w, self.cond.row(layer, dtype), layer, context, embedded, **named)
+            if last_n is not None and v == len(schedule) - 1: named['last_n'] = min(last_n, tokens.shape[1])
+            row = self.cond.row(layer, dtype, self.config.ln_scale)
+            x = self.visit(x, w, row, layer, context, embedded, **named)
             if see: see(v, 'visited', x)
-            if skip and skip.site == 'after': x = self.skips(x, outputs[skip.source], skip)
+            if skip and skip.site == 'after': x = self.skips(x, outputs[skip.source][:, -x.shape[1]:], skip)
             if see: see(v, 'out', x)
             outputs.append(x)
         return x
@@ -176,8 +179,8 @@ class Model(nn.Module):
     ) -> Float[Tensor, "B N"]:
         "Cross-entropy of each target, in nats."
         options['used'] = options.get('used') or self.used(options.get('dtype'))
-        x = self.hidden(tokens, **options)
-        if last_n is not None: x, targets = x[:, -last_n:], targets[:, -last_n:]
+        x = self.hidden(tokens, last_n=last_n, **options)
+        if last_n is not None: targets = targets[:, -last_n:]
         return self.nats(x, options['used'].head, self.config.softcap, targets)
 
 # %% ../nbs/08_model.ipynb #f78e6412
@@ -227,6 +230,7 @@ def compile_parts(
     model: Model,
 ) -> Model:                         # the same model
     "Compile one visit and the loss. Visits share the graph: a deeper schedule compiles no longer."
+    if model.visit is visit: model.visit = partial(visit, attend=trained_attention)
     model.visit, model.nats = (torch.compile(part, dynamic=False) for part in (model.visit, model.nats))
     return model
 

@@ -52,9 +52,9 @@ def compiler() -> str | None:      # its path
 def keep_memory() -> bool:         # was anything changed?
     "Tell glibc to keep freed memory instead of returning it to the system."
     if platform.libc_ver()[0] != 'glibc': return False
-    trim_threshold, mmap_threshold = -1, -3       # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    trim_threshold, mmap_max = -1, -4             # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     libc = ctypes.CDLL(None)
-    return all([libc.mallopt(mmap_threshold, 1 << 30), libc.mallopt(trim_threshold, (1 << 31) - 1)])
+    return all([libc.mallopt(mmap_max, 0), libc.mallopt(trim_threshold, (1 << 31) - 1)])
 
 # %% ../nbs/20_train.ipynb #7cd30c20
 def default_folder(

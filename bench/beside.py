@@ -1,0 +1,23 @@
+"What every measurement is put beside: the rate of plain matrix products on this machine, at this minute."
+import time
+
+import torch
+import torch.nn.functional as F
+
+SHAPES = (4096, 256, 1024), (4096, 512, 512)  # rows, columns in, columns out
+
+
+def _rate(shape, dtype, seconds):
+    rows, inner, outer = shape
+    x, w = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
+    F.linear(x, w)
+    count, begin = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begin) < seconds:
+        F.linear(x, w)
+        count += 1
+    return 2*rows*inner*outer*count/passed
+
+
+def matrix_rate(dtype=torch.bfloat16, seconds=0.3):
+    "FLOP per second of two products, the mean."
+    return sum(_rate(shape, dtype, seconds) for shape in SHAPES)/len(SHAPES)
