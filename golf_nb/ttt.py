@@ -37,6 +37,7 @@ from golf_nb.evaluate import (
     load_config,
     load_model,
     log_probs,
+    quickened,
     score_windows,
     stream_of,
     windows,
@@ -46,7 +47,7 @@ from .artifact import write_atomically
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
-from .model import Model
+from .model import Model, keep_memory
 from .optim import orthogonalize
 from .schedule import Schedule
 from .tokenizer import ByteTable
@@ -509,6 +510,8 @@ def score_run(
     chosen, dataset = chosen or config.ttt, get_dataset(config.data.source, config.model.vocab)
     if chosen.update == 'off': raise ValueError(f'{folder}: ttt.update is off; choose one, e.g. --update sgd')
     tokens, begin = dataset.val_tokens(), time.perf_counter()
+    passes = scores['window']/scores['stride'] + 3*chosen.epochs          # forward passes of each token
+    quickened(model, config, passes*len(tokens)/scores['tokens_per_second'])
     run = score_first(model, tokens, scores['window'], scores['stride'], chosen, bytes=dataset.byte_table,
                       batch=min(config.eval.batch, 8), progress=progress, dtype=DTYPES[config.precision],
                       bos=dataset.tokenizer.bos)
@@ -535,6 +538,7 @@ def main():
                       description=purpose)
     if folder is None: raise SystemExit('error: which run? python -m golf_nb.ttt RUN_DIR [options]')
     def bar(chunks, total): return tqdm(chunks, 'adapting', total, leave=False, disable=None)
+    keep_memory()
     try: scores = score_run(folder, chosen, bar)
     except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
     write_atomically(folder/'scores.json', json.dumps(scores, indent=1).encode())

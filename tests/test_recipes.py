@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 
 from golf_nb.artifact import load, read_header
+from golf_nb.model import compiler
 from golf_nb.presets import get
 from golf_nb.quant import Codes
 from golf_nb.report import read_log, summary
-from golf_nb.train import compiler
 from golf_nb.trainer import TrainingError, train
 
 HERE = Path(__file__).parent

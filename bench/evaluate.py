@@ -1,0 +1,78 @@
+"Sliding evaluation: the last visit only where it is scored, against every position computed, in turn."
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from beside import matrix_rate, write_record
+
+from golf_nb.data import get_dataset
+from golf_nb.evaluate import sliding
+from golf_nb.model import build, compile_parts, flops_per_token, keep_memory
+from golf_nb.presets import get
+
+PRESETS = 'cycle', 'hybrid', 'universal', 'replay', 'loop3'
+WINDOW, STRIDE, BATCH = 512, 64, 32
+
+
+class Plain(torch.nn.Module):
+    "The same forward pass on the same batches, with every position computed to the end."
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.used = model, model.used
+
+    def token_nats(self, tokens, targets, last_n=None, **options):
+        nats = self.model.token_nats(tokens, targets, **options)
+        return nats if last_n is None else nats[:, -last_n:]
+
+
+def one(name, tokens, rounds, compiled):
+    "Measure one preset, with its first weights: their values change no time."
+    config = get(name)
+    model = build(config.model).eval().requires_grad_(False)
+    data = get_dataset(config.data.source, config.model.vocab)
+    stream = data.val_tokens()[:tokens + 1]
+    few, exact = stream[:WINDOW + BATCH*STRIDE + 1], dict(bytes=data.byte_table, batch=BATCH)
+    a, b = (sliding(m, few, WINDOW, STRIDE, **exact).nll for m in (model, Plain(model)))   # in fp32
+    if compiled: compile_parts(model)
+    options = exact | {'dtype': torch.bfloat16}
+    for m in (model, Plain(model)): sliding(m, few, WINDOW, STRIDE, **options)   # compiles
+    flops = flops_per_token(config.model, WINDOW)/3*WINDOW/STRIDE   # of a scored token
+    seen = []
+    for _ in range(rounds):
+        row = {'rate': matrix_rate()}
+        for key, m in (('fast', model), ('plain', Plain(model))):
+            begin = time.perf_counter()
+            sliding(m, stream, WINDOW, STRIDE, **options)
+            row[key] = tokens/(time.perf_counter() - begin)   # tokens/s
+        seen.append(row | {'share': row['fast']*flops/row['rate'], 'gain': row['fast']/row['plain']})
+    return {'preset': name, 'compiled': compiled, 'tokens': tokens, 'rounds': seen,
+            'largest_difference': float(abs(a - b).max()), 'threads': torch.get_num_threads()}
+
+
+def main():
+    "Print a table."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--presets', nargs='+', default=PRESETS)
+    parser.add_argument('--tokens', type=int, default=8192, help='scored in a round')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--eager', action='store_true', help='do not compile')
+    parser.add_argument('--out', type=Path, help='write a record')
+    chosen = parser.parse_args()
+    keep_memory()
+    print(f'{"preset":10} {"scored tokens/s":>15} {"share of the matrix rate":>25} {"against plain":>14} '
+          f'{"nll differ by":>14}')
+    records = []
+    for name in chosen.presets:
+        record = one(name, chosen.tokens, chosen.rounds, not chosen.eager)
+        rounds, keys = record['rounds'], ('fast', 'share', 'gain')
+        middle = {key: statistics.median(row[key] for row in rounds) for key in keys}
+        print(f'{name:10} {middle["fast"]:15,.0f} {middle["share"]:25.1%} {middle["gain"]:14.2f} '
+              f'{record["largest_difference"]:14.1e}', flush=True)
+        records.append(record)
+        torch.compiler.reset()
+    if chosen.out: write_record(chosen.out, records=records)
+
+
+if __name__ == '__main__': main()
