@@ -20,12 +20,10 @@ def one(name, rounds, tokens, steps):
     import torch
 
     from golf_nb.data import get_dataset
-    from golf_nb.model import flops_per_token
+    from golf_nb.model import flops_per_token, keep_memory
     from golf_nb.optim import Clock
     from golf_nb.presets import get
     from golf_nb.trainer import Process, prime, start, train_step
-    try: from golf_nb.model import keep_memory       # at first these were in `train`
-    except ImportError: from golf_nb.train import keep_memory
     keep_memory()
     config = get(name)
     config = replace(config, steps=1000, data=replace(config.data, batch_tokens=tokens))

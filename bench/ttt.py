@@ -73,7 +73,8 @@ def main():
                 ratio = [a['seconds']/b['seconds'] for a, b in zip(rows['before'], rows['now'], strict=True)]
                 print(f'{preset}: {chosen.tokens:,} tokens, window 512, stride 64, 3 epochs of SGD: '
                       f'{statistics.median(ratio):.2f} times as fast ({min(ratio):.2f} .. {max(ratio):.2f}); '
-                      f'bpb {rows["before"][0]["bpb"]:.6f} before, {rows["now"][0]["bpb"]:.6f} now', flush=True)
+                      f'bpb {rows["before"][0]["bpb"]:.6f} before, {rows["now"][0]["bpb"]:.6f} now',
+                      flush=True)
                 records.append({'preset': preset, 'tokens': chosen.tokens, 'ratio': ratio, **rows})
         finally: subprocess.run(['git', '-C', HERE, 'worktree', 'remove', '--force', old], check=True)
     if chosen.out: write_record(chosen.out, tag=TAG, records=records)

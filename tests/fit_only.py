@@ -21,9 +21,16 @@ parser.add_argument('--seq-len', type=int, default=128)
 parser.add_argument('--nudge', action='store_true', help='move one weight by one ulp')
 parser.add_argument('--qat', help='another kind of training on the grid')
 parser.add_argument('--checkpoint-seconds', type=float, default=1e9)
+parser.add_argument('--width', type=int, help='of the stream; all else of the model in proportion')
 chosen = parser.parse_args()
 
 mini = get(chosen.preset)
+if chosen.width:
+    model, share = mini.model, chosen.width/mini.model.dim
+    model = replace(model, dim=chosen.width, hidden=round(model.hidden*share),
+                    rope=replace(model.rope, dims=model.rope.dims and 8))
+    quant = replace(mini.quant, min_numel=round(mini.quant.min_numel*share**2))
+    mini = replace(mini, model=model, quant=quant)
 config = replace(
     mini, steps=chosen.steps, precision=chosen.precision, compile=False, deterministic=True, log_every=1,
     checkpoint_seconds=chosen.checkpoint_seconds,

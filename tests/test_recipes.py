@@ -26,10 +26,10 @@ RECIPES = ['cycle', 'hybrid', 'universal', 'replay', 'loop3']
 
 
 def fitted(preset, folder, *options, processes=1, kill_at=None):
-    "Train a few steps of a preset in `folder`; with `kill_at`, kill -9 once that step is saved."
+    "Train a few steps of a preset at half its width; with `kill_at`, kill -9 once that step is saved."
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     words = [sys.executable, *(torchrun if processes > 1 else []), HERE/'fit_only.py', preset, folder]
-    words += options
+    words += ['--width', 128, *options]
     process = subprocess.Popen(
         [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, 'OMP_NUM_THREADS': '1'})

@@ -1,0 +1,57 @@
+"Where the time of a training step goes, by kind of work, as torch's profiler sees it."
+import argparse
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from beside import write_record
+from torch.profiler import ProfilerActivity, profile
+
+from golf_nb.data import get_dataset
+from golf_nb.optim import Clock
+from golf_nb.presets import get
+from golf_nb.trainer import Process, prime, start, train_step
+
+def kind(event):
+    "What an event's own time was spent on."
+    name, parent = event.name, event
+    while parent is not None:
+        if parent.name.startswith('Optimizer.step'): return 'optimizer'
+        parent = parent.cpu_parent
+    if name in ('aten::mm', 'aten::addmm'): return 'products with weights'
+    if name == 'aten::bmm': return 'products of attention'
+    return 'compiled elementwise work' if 'CompiledFxGraph' in name else 'the rest'
+
+
+def main():
+    "Print seconds of a step by kind, the mean over some steps."
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--preset', default='cycle')
+    parser.add_argument('--steps', type=int, default=3)
+    parser.add_argument('--tokens', type=int, default=16384, help='of a step')
+    parser.add_argument('--label', default='now')
+    parser.add_argument('--keep-memory', action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument('--out', type=Path, help='write a record')
+    chosen = parser.parse_args()
+    if chosen.keep_memory:
+        from golf_nb.model import keep_memory
+        keep_memory()
+    config = get(chosen.preset)
+    config = replace(config, steps=1000, data=replace(config.data, batch_tokens=chosen.tokens))
+    run = start(config, get_dataset(config.data.source, config.model.vocab), Process())
+    prime(run)
+    late = Clock(900, steps=1000)                         # all visits, on the grid
+    train_step(run, late)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(chosen.steps): train_step(run, late)
+    spent = Counter()
+    for event in seen.events(): spent[kind(event)] += event.self_cpu_time_total/1e6/chosen.steps
+    for name, seconds in spent.most_common():
+        print(f'{name:28} {seconds:7.3f} s {seconds/spent.total():7.1%}')
+    if chosen.out:
+        write_record(chosen.out, label=chosen.label, preset=chosen.preset, tokens=chosen.tokens,
+                     seconds=dict(spent), threads=torch.get_num_threads())
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,139 @@
+"Grids as they are really used: workers, kill -9, resume, failures, shares."
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from reading import ROOT
+
+from golf_nb.grid import STOPPED, jobs_of, main, read_records, state_of, steps_done, toy_text
+
+GRID = [sys.executable, '-m', 'golf_nb.grid']
+SMALL = {
+    'steps': 2, 'model.dim': 32, 'model.hidden': 64, 'model.vocab': 384, 'model.bigram.buckets': 64,
+    'quant.min_numel': 1000, 'data.seq_len': 32, 'data.batch_tokens': 64, 'eval.window': 32, 'log_every': 1,
+    'compile': False, 'data.source': 'text', 'checkpoint_seconds': 0.,
+}
+ARMS = {'one': {'model.schedule': {'order': '0 1 2'}}, 'two': {'model.schedule': {'order': '0 1x2 2'}}}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "A folder with a small text, where a grid can run."
+    toy_text(tmp_path/'text')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    return tmp_path
+
+
+def write(folder, **values):
+    "Write the grid g.json."
+    (folder/'g.json').write_text(json.dumps({'set': SMALL, 'arms': ARMS, 'seeds': [1]} | values))
+    return folder/'g.json'
+
+
+def grid(*words, code=0):
+    "Run the command in a process of its own; what it printed."
+    done = subprocess.run([*GRID, 'g.json', *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and 'Traceback' not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def wait_for(condition, seconds=60):
+    "Wait until something is so."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'it did not happen'
+        time.sleep(0.02)
+
+
+def test_help_and_list_do_without_torch(here):
+    write(here)
+    code = 'import sys, golf_nb.grid as g; g.main(["g.json", "--list"]); sys.exit("torch" in sys.modules)'
+    done = subprocess.run([*GRID[:1], '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['g', 'one-1', 'new', 'g', 'two-1', 'new']
+
+
+def test_killed_grid_goes_on_from_its_checkpoint(here):
+    "After kill -9 of the parent the same command goes on, and repeats nothing that is finished."
+    jobs = jobs_of(write(here, arms=ARMS | {'two': ARMS['two'] | {'steps': 100}}))
+    half_done = jobs[1].folder/'checkpoint'/'latest.safetensors'
+    parent = subprocess.Popen([*GRID, 'g.json', '--workers', '1'], stdout=subprocess.DEVNULL)
+    try: wait_for(half_done.exists)
+    finally: parent.kill()
+    parent.wait()
+    assert [state_of(job) for job in jobs] == ['done', 'begun']
+    first = jobs[0].record.stat().st_mtime_ns
+    assert '2 runs, 1 to do' in grid('--workers', 1)
+    assert 'continuing at step' in (jobs[1].folder/'worker.txt').read_text()
+    assert [state_of(job) for job in jobs] == ['done']*2 and jobs[0].record.stat().st_mtime_ns == first
+    assert [step for step, _ in json.loads(jobs[1].record.read_text())['curve']] == list(range(2, 101, 2))
+    assert '0 to do' in grid()
+
+
+def test_asked_to_stop_it_saves(here):
+    jobs = jobs_of(write(here, set=SMALL | {'steps': 10_000, 'checkpoint_seconds': 60.}))[:1]
+    pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
+    parent = subprocess.Popen([*GRID, 'g.json', '--workers', '1'], **pipes)
+    wait_for(lambda: steps_done(jobs[0]) > 0)
+    parent.send_signal(signal.SIGTERM)
+    _, said = parent.communicate(timeout=60)
+    assert b'goes on where this one was' in said and b'Traceback' not in said
+    assert state_of(jobs[0]) == 'begun' and (jobs[0].folder/'checkpoint'/'latest.safetensors').exists()
+
+
+def test_a_failing_run_is_recorded_and_the_rest_goes_on(here, monkeypatch, capsys):
+    (here/'broken.py').write_text('def measure(folder): raise ValueError("cannot\\nmeasure")\n')
+    monkeypatch.syspath_prepend(here)
+    write(here, after={'broken:measure': {}}, arms=ARMS | {'bad': {'data.source': 'nowhere'}})
+    assert main(['g.json', '--workers', '0']) == 1
+    said = capsys.readouterr().out
+    assert 'one-1: FAILED: ValueError: cannot measure' in said and 'bad-1: FAILED: DataError' in said
+    assert read_records(Path('results/g')) == []
+    (here/'broken.py').write_text('def measure(folder): return {"files": len(list(folder.iterdir()))}\n')
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    del sys.modules['broken']
+    importlib.invalidate_caches()
+    assert main(['g.json', '--workers', '0']) == 0              # failures are not repeated by themselves
+    assert 'failed before' in capsys.readouterr().out
+    assert main(['g.json', '--workers', '0', '--retry', '--only', '[ot]*']) == 0
+    records = read_records(Path('results/g'))
+    assert [record['measured']['measure']['files'] > 3 for record in records] == [True]*2
+
+
+def test_two_shares_do_disjoint_work(here, monkeypatch):
+    jobs = jobs_of(write(here))
+    grid('--share', '0/2', '--workers', 0)
+    assert [state_of(job) for job in jobs] == ['done', 'new']
+    monkeypatch.setenv('RANK', '1')                        # as torchrun does
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert '1 runs, 1 to do' in grid('--workers', 1)
+    assert [state_of(job) for job in jobs] == ['done']*2
+
+
+@pytest.mark.parametrize('words, message', [
+    (['none.json'], 'No such file'),
+    (['g.json', '--share', '2/2'], '--share'),
+    (['g.json', '--share', 'x'], '--share'),
+])
+def test_mistakes_are_one_line(here, words, message):
+    write(here)
+    done = subprocess.run([*GRID, *words], capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+    assert done.stderr.startswith('error: ') and STOPPED not in (0, 1)
+
+
+EXPERIMENTS = sorted(path for path in (ROOT/'nbs'/'experiments').glob('*.json'))
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_grid_of_the_book_can_be_read(path):
+    "Every arm is a configuration, at full and at toy size; two arms of one grid have two nets."
+    for toy in (False, True):
+        jobs = jobs_of(path, toy)
+        assert len({job.net for job in jobs}) == len(jobs) == len({job.record for job in jobs})
