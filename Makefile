@@ -35,7 +35,7 @@ readme: $(READY)  ## Write README.md from nbs/index.ipynb
 	$(PY) -m golf_nb.book readme
 
 bench: $(READY)  ## Measure speed, each number beside something to compare it with
-	@for script in bench/*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS) || exit 1; done
+	$(PY) bench/table.py $(ARGS)
 
 clean:  ## Remove .venv and everything a run, a build or a test left behind, except runs/
 	rm -rf $(VENV) build dist _proc _docs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -49,8 +49,8 @@ def _by_position(part: Tensor, B: int) -> Tensor:
 
 
 def _runs(T: int) -> list[tuple[int, int]]:
-    "Begin and end of each run of queries: eight, or fewer in a short sequence."
-    size = max(RUN, -(-T//8))
+    "Begin and end of each run of queries: four, or fewer in a short sequence."
+    size = max(RUN, -(-T//4))
     return [(lo, min(lo + size, T)) for lo in range(0, T, size)]
 
 
