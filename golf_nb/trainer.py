@@ -466,8 +466,9 @@ def fit(
             mine, late = offset + now - begin - saving, now - last_save >= config.checkpoint_seconds
             over = not config.steps and mine >= budget
             agreed, stop, over, due = agree(process, mine, bool(asked), over, process.first and late)
-            run.seconds = mine if config.clock == 'own' else agreed
-            if config.clock == 'agreed': over = not config.steps and agreed >= budget
+            before, run.seconds = run.seconds, mine if config.clock == 'own' else agreed
+            # A step is not begun that would end after the budget, if it takes as long as the last one.
+            if config.clock == 'agreed': over = not config.steps and 2*agreed - min(before, agreed) >= budget
             if due and run.step and not over and not stop:
                 keep(run, folder, say)
                 last_save = time.monotonic()

@@ -1,4 +1,4 @@
-"The path that a GPU takes, at full scale, on the device where nothing is computed: shapes, dtypes, no waiting."
+"The path that a GPU takes, at full scale, on the device that computes nothing: shapes, dtypes, no waiting."
 from dataclasses import replace
 
 import pytest

