@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .conditioning import Row
 from .config import ModelConfig
-from .layers import rms_norm, rotate
+from .layers import linear, matmul, rms_norm, rotate
 from .schedule import VirtualLayer
 
 # %% ../nbs/07_block.ipynb #3f11eb4b
@@ -58,13 +58,13 @@ def _attend_run(q: Tensor, k: Tensor, v: Tensor, lo: int, hi: int) -> tuple[Tens
     "Attend from queries lo..hi-1; exponentials of the scores, their sums, and the mix of values."
     (N, G, _, Dh), end = q.shape, hi + k.shape[1] - q.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.bmm(q[:, :, lo:hi].reshape(N, -1, Dh), k[:, :end].transpose(1, 2)).view(N, G, hi - lo, end)
+    scores = matmul(q[:, :, lo:hi].reshape(N, -1, Dh), k[:, :end].transpose(1, 2)).view(N, G, hi - lo, end)
     at = torch.arange(end, dtype=torch.int32, device=q.device)
     scores = torch.where(at <= at[end - hi + lo:, None], scores.to(wide)*Dh**-0.5, float('-inf'))
     e = torch.exp(scores - scores.detach().amax(-1, keepdim=True))
     total = e.sum(-1, keepdim=True)
     e = e.to(q.dtype).view(N, -1, end)
-    return e, total, (torch.bmm(e, v[:, :end]).view(N, G, hi - lo, Dh)/total).to(q.dtype)
+    return e, total, (matmul(e, v[:, :end]).view(N, G, hi - lo, Dh)/total).to(q.dtype)
 
 
 def _attention_by_runs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ class _AttentionByRuns(torch.autograd.Function):
             end, g = hi + T - queries, grad[:, :, lo:hi]/total
             along = (g*y[:, :, lo:hi]).sum(-1).reshape(N, -1, 1)
             g = g.to(k.dtype).reshape(N, -1, Dh)
-            to_scores = (e*(torch.bmm(g, v[:, :end].transpose(1, 2)).to(wide) - along)*Dh**-0.5).to(k.dtype)
-            to_q.append(torch.bmm(to_scores, k[:, :end]).view(N, G, hi - lo, Dh))
+            to_scores = (e*(matmul(g, v[:, :end].transpose(1, 2)).to(wide) - along)*Dh**-0.5).to(k.dtype)
+            to_q.append(matmul(to_scores, k[:, :end]).view(N, G, hi - lo, Dh))
             here, later = q[:, :, lo:hi].reshape(N, -1, Dh), (0, 0, 0, T - end)
-            to_k = to_k + F.pad(torch.bmm(to_scores.transpose(1, 2), here).to(wide), later)
-            to_v = to_v + F.pad(torch.bmm(e.transpose(1, 2), g).to(wide), later)
+            to_k = to_k + F.pad(matmul(to_scores.transpose(1, 2), here).to(wide), later)
+            to_v = to_v + F.pad(matmul(e.transpose(1, 2), g).to(wide), later)
         keys = (_by_position(part.to(k.dtype)[:, None], B) for part in (to_k, to_v))
         return _by_position(torch.cat(to_q, dim=2), B), *keys
 
@@ -179,8 +179,8 @@ def attention(
     T, D = n.shape[1:]
     Dh, first = D // context.config.heads, 0 if last_n is None else T - last_n
     sizes = len(w.q), len(w.k), len(w.v)
-    if not first: q, k, v = F.linear(n, torch.cat([w.q, w.k, w.v])).split(sizes, dim=-1)
-    else: q, (k, v) = F.linear(n[:, first:], w.q), F.linear(n, torch.cat([w.k, w.v])).chunk(2, dim=-1)
+    if not first: q, k, v = linear(n, torch.cat([w.q, w.k, w.v])).split(sizes, dim=-1)
+    else: q, (k, v) = linear(n[:, first:], w.q), linear(n, torch.cat([w.k, w.v])).chunk(2, dim=-1)
     if extra is not None: v = v + extra
     q, k, v = (part.unflatten(-1, (-1, Dh)) for part in (q, k, v))               # (B, T, heads, Dh)
     q = rotate(rms_norm(q), context.cos[first:], context.sin[first:])
@@ -189,7 +189,7 @@ def attention(
     if layer.xsa: y = exclude_self(y, v[:, first:])
     y = y.flatten(-2).to(n.dtype)
     see('o_in', y)
-    return F.linear(y, w.o)
+    return linear(y, w.o)
 
 # %% ../nbs/07_block.ipynb #a4c07172
 def mlp(
@@ -199,11 +199,11 @@ def mlp(
     see=lambda name, x: None,       # receives named intermediates
 ) -> Float[Tensor, "B T D"]:
     "Two matrices with a squared rectifier between: relu(h)^2, or leaky_relu(h, 0.5)^2."
-    h = F.linear(n, w.up)
+    h = linear(n, w.up)
     h = F.relu(h) if activation == 'relu2' else F.leaky_relu(h, 0.5)
     h = h*h
     see('down_in', h)
-    return F.linear(h, w.down)
+    return linear(h, w.down)
 
 
 def visit(

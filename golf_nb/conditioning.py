@@ -21,7 +21,7 @@ class Row(NamedTuple):
     mlp_scale: Float[Tensor, " D"]
     mix: Float[Tensor, "2 D"]        # residual mix: weights of x and of x0
     q_gain: Float[Tensor, " H"]
-    norm_scale: Float[Tensor, ""] | float = 1.  # of both norms; a tensor, where blocks differ in it: one graph for all
+    norm_scale: Float[Tensor, ""] | float = 1.  # of both norms; a tensor: one graph for all blocks
 
 
 class Conditioning(nn.Module):

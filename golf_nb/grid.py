@@ -160,8 +160,9 @@ def jobs_of(
         try: config = _config(values, arms[arm], small.get('set', {}) | {'seed': seed}, toy)
         except (ConfigError, PresetError, ScheduleError, GridError, TypeError) as error:
             raise GridError(f'{path}: {arm}: {error}') from None
-        if config.steps: return Job(path.stem, arm, seed, config, values.get('after', {}), results, runs)
+        if config.steps: return Job(path.stem, arm, seed, config, after, results, runs)
         raise GridError(f'{path}: {arm}: set steps: a budget in seconds cannot be repeated')
+    after = small.get('after', values.get('after', {}))
     more = {} if toy else values.get('more_seeds', {})
     seeds = small.get('seeds', values.get('seeds', [1, 2, 3]))
     every = dict.fromkeys([*seeds, *(seed for extra in more.values() for seed in extra)])
@@ -248,8 +249,9 @@ def train_net(
     from golf_nb.evaluate import score_run
     from golf_nb.model import count_parameters
     from golf_nb.report import artifact_parts, circumstances
-    from golf_nb.trainer import Process, cost, fit, keep_log, prime, resume, start, write_result
+    from golf_nb.trainer import Process, cost, fit, keep_log, prime, resume, settled, start, write_result
     if (report := read_record(folder/'report.json')) is not None: return report
+    config = settled(config, Process())
     _write(folder/'config.json', to_dict(config))
     dataset = get_dataset(config.data.source, config.model.vocab)
     run = start(config, dataset, Process())

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from .block import Block, Context, Weights, fused_attention, trained_attention, visit
 from .conditioning import Conditioning, Skips, phase_mix
 from .config import ModelConfig
-from .layers import BigramHash, ValueEmbedding, rms_norm, rotary_table, smear
+from .layers import BigramHash, ValueEmbedding, linear, rms_norm, rotary_table, smear
 from .quant import parameter_role
 from .schedule import Schedule
 
@@ -50,7 +50,7 @@ def read_out(
     softcap: float,
 ) -> Float[Tensor, "B T V"]:         # between -softcap and softcap
     "Logits of a stream, softly capped."
-    return softcap*torch.tanh(F.linear(rms_norm(x), head)/softcap)
+    return softcap*torch.tanh(linear(rms_norm(x), head)/softcap)
 
 
 def nats(

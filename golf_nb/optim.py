@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from .config import OptimConfig
+from .layers import matmul
 from .quant import parameter_role
 
 # %% ../nbs/10_optim.ipynb #36096133
@@ -45,9 +46,9 @@ def orthogonalize(
     x = x/(x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for i in range(steps):
         a, b, c = triples[min(i, len(triples) - 1)]
-        s = x @ x.mT
-        square = (c*s) @ s if product == '(cA)A' else c*(s @ s)
-        x = a*x + (b*s + square) @ x
+        s = matmul(x, x.mT)
+        square = matmul(c*s, s) if product == '(cA)A' else c*matmul(s, s)
+        x = a*x + matmul(b*s + square, x)
     return x.mT if tall else x
 
 # %% ../nbs/10_optim.ipynb #5f2998d2

@@ -13,7 +13,7 @@ import math
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from scipy import optimize, stats
 
 from .artifact import by_group, draw_ledger, ledger
+from .layers import computes_bf16
 from .schedule import Schedule, draw, from_json
 
 # %% ../nbs/18_report.ipynb #181dd59e
@@ -45,7 +46,8 @@ def circumstances() -> dict:        # versions, commit, machine
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
         'commit': commit or None,
         'uncommitted_changes': bool(git('status', '--porcelain')) if commit else None,
-        'machine': {'system': platform.system(), 'device': device, 'threads': torch.get_num_threads()},
+        'machine': {'system': platform.system(), 'device': device, 'threads': torch.get_num_threads(),
+                    'vectors': torch.backends.cpu.get_cpu_capability(), 'bf16': computes_bf16('cpu')},
     }
 
 # %% ../nbs/18_report.ipynb #919ac4c7
@@ -154,7 +156,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(
-    values: Sequence[float],   # of independent seeds
+    values: Iterable[float],   # of independent seeds
     level: float = 0.95,       # of confidence, 0..1
 ) -> Interval:
     "Compute a mean and its interval by Student's t."
@@ -195,8 +197,8 @@ def smallest_effect(
 
 # %% ../nbs/18_report.ipynb #8b739d54
 def log_slope(
-    x: Sequence[float],      # positive, not all alike
-    y: Sequence[float],      # positive
+    x: Iterable[float],      # positive, not all alike
+    y: Iterable[float],      # positive
     level: float = 0.95,     # of confidence, 0..1
 ) -> Interval:               # of the exponent; sd is that of the residuals
     "Fit a power law."
@@ -251,15 +253,20 @@ def draw_seeds(
     for i, (label, values) in enumerate(series.items()):
         color = f'C{i}'
         shift = 0.6*((i + 0.5)/len(series) - 0.5) if by_name else 0.
-        at = [names.index(x) + shift if by_name else x for x in values]
+        at = np.array([names.index(x) + shift if by_name else x for x in values], float)
         means = [float(np.mean(list(seeds))) for seeds in values.values()]
-        if by_name: axes.hlines(means, np.array(at) - 0.12, np.array(at) + 0.12, color=color, lw=2)
+        if by_name: axes.hlines(means, at - 0.12, at + 0.12, color=color, lw=2)
         else: axes.plot(at, means, color=color, lw=1.5)
-        points = [(x, y) for x, seeds in zip(at, values.values(), strict=True) for y in seeds]
-        axes.scatter(*zip(*points, strict=True), s=14, color=color, alpha=0.6, lw=0, label=label, zorder=3)
+        x = np.repeat(at, [len(seeds) for seeds in values.values()]) if values else at
+        y = [value for seeds in values.values() for value in seeds]
+        axes.scatter(x, y, s=14, color=color, alpha=0.6, lw=0, label=label, zorder=3)
     if by_name: axes.set_xticks(range(len(names)), names)
+    if not names:
+        axes.text(0.5, 0.5, 'not run', ha='center', va='center', transform=axes.transAxes)
+        named = {key: value for key, value in named.items() if not key.endswith('scale')}
     if reference is not None: axes.axhline(reference, color='0.6', lw=1, zorder=0)
-    if len(series) > 1: axes.legend(frameon=False)
+    if len(series) > 1 and names: axes.legend(frameon=False)
     axes.spines[['top', 'right']].set_visible(False)
     axes.set(**named)
+    axes.title.set_fontsize(10)
     return axes

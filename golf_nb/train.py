@@ -56,8 +56,12 @@ def explain(
     command: Command,
 ) -> str:                          # lines
     "Say what a run will do and cost, without doing it."
+    import torch
+
     from golf_nb.model import build, count_parameters, flops_per_token, memory_bytes
-    run = command.run
+    from golf_nb.trainer import Process, settled
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    run = settled(command.run, Process(device=device))
     model = build(run.model, device='meta')
     flops = flops_per_token(run.model, run.data.seq_len)
     schedule, data, per_step = run.model.schedule, run.data, run.data.batch_tokens
@@ -73,6 +77,7 @@ def explain(
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
                    f'{flops*per_step/1e12:.3f} TFLOP a step of {per_step:,} tokens',
         'memory': f'about {memory/2**20:,.0f} MiB on each device, {rows} sequences at a time; estimated',
+        'precision': run.precision,
         'budget': budget,
         'data': f'{data.source}, {run.model.vocab} pieces, {data.seq_len} tokens of context',
     }

@@ -204,6 +204,8 @@ def test_shifts_and_curvature_by_finite_differences(system):
     np.testing.assert_allclose(curvature, slow, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(predict_along(untied, TEXT), (found.gradient.sum(), found.curvature.sum()/2))
     whole = predict(untied, TEXT, exact=True)
+    along = predict_along(untied, TEXT, exact=True)
+    np.testing.assert_allclose(along, (whole.gradient.sum(), whole.curvature.sum()/2))
     np.testing.assert_allclose(whole.gradient, found.gradient, rtol=1e-8)
     np.testing.assert_allclose(whole.curvature, whole.curvature.T, rtol=1e-6, atol=1e-10)
 
@@ -378,6 +380,8 @@ def test_measurements_are_ready_for_json(loop):
     assert np.isclose(rows[0]['gap'], gap(untie(model, error, rest=False), TEXT))
     one = measure_prediction(model, weights, TEXT)
     assert np.isclose(one['gap'], gap(untie(model, error), TEXT)) and len(one['gradient']) == 6
+    whole = predict_along(untie(model, error), TEXT, exact=True)
+    assert np.isclose(one['predicted']['whole_hessian'], sum(whole))
     masks = measure_masks(model, weights, TEXT)
     assert list(masks['groups']) == ['once', 'visit 1', 'visit 2', 'visit 3', 'rest']
     assert np.isclose(sum(masks['terms']), one['gap'])

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from reading import ROOT
 
 from golf_nb.grid import STOPPED, jobs_of, main, read_records, state_of, steps_done, toy_text
 
@@ -60,7 +59,7 @@ def test_help_and_list_do_without_torch(here):
 
 
 def test_killed_grid_goes_on_from_its_checkpoint(here):
-    "After kill -9 of the parent the same command goes on, and repeats nothing that is finished."
+    "Its worker (`follow_parent`) ends with it; the same command goes on, and repeats nothing finished."
     jobs = jobs_of(write(here, arms=ARMS | {'two': ARMS['two'] | {'steps': 100}}))
     half_done = jobs[1].folder/'checkpoint'/'latest.safetensors'
     parent = subprocess.Popen([*GRID, 'g.json', '--workers', '1'], stdout=subprocess.DEVNULL)
@@ -126,14 +125,3 @@ def test_mistakes_are_one_line(here, words, message):
     done = subprocess.run([*GRID, *words], capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert done.stderr.startswith('error: ') and STOPPED not in (0, 1)
-
-
-EXPERIMENTS = sorted(path for path in (ROOT/'nbs'/'experiments').glob('*.json'))
-
-
-@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
-def test_every_grid_of_the_book_can_be_read(path):
-    "Every arm is a configuration, at full and at toy size; two arms of one grid have two nets."
-    for toy in (False, True):
-        jobs = jobs_of(path, toy)
-        assert len({job.net for job in jobs}) == len(jobs) == len({job.record for job in jobs})

