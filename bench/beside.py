@@ -5,7 +5,10 @@ import time
 import torch
 import torch.nn.functional as F
 
+from golf_nb.layers import computes_bf16
+
 SHAPES = (4096, 256, 1024), (4096, 512, 512)  # rows, columns in, columns out
+DTYPE = torch.bfloat16 if computes_bf16('cpu') else torch.float32   # of everything that is measured
 
 
 def _rate(shape, dtype, seconds):
@@ -19,7 +22,7 @@ def _rate(shape, dtype, seconds):
     return 2*rows*inner*outer*count/passed
 
 
-def matrix_rate(dtype=torch.bfloat16, seconds=0.3):
+def matrix_rate(dtype=DTYPE, seconds=0.3):
     "FLOP per second of two products, the mean."
     return sum(_rate(shape, dtype, seconds) for shape in SHAPES)/len(SHAPES)
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from beside import matrix_rate, write_record
+from beside import DTYPE, matrix_rate, write_record
 
 from golf_nb.data import get_dataset
 from golf_nb.evaluate import sliding
@@ -36,7 +36,7 @@ def one(name, tokens, rounds, compiled):
     few, exact = stream[:WINDOW + BATCH*STRIDE + 1], dict(bytes=data.byte_table, batch=BATCH)
     a, b = (sliding(m, few, WINDOW, STRIDE, **exact).nll for m in (model, Plain(model)))   # in fp32
     if compiled: compile_parts(model)
-    options = exact | {'dtype': torch.bfloat16}
+    options = exact | {'dtype': DTYPE}
     for m in (model, Plain(model)): sliding(m, few, WINDOW, STRIDE, **options)   # compiles
     flops = flops_per_token(config.model, WINDOW)/3*WINDOW/STRIDE   # of a scored token
     seen = []

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from beside import matrix_rate, write_record
+from beside import DTYPE, matrix_rate, write_record
 
 from golf_nb.config import ModelConfig
 from golf_nb.model import (
@@ -48,7 +48,7 @@ def one(point, tokens, rounds):
     model = compile_parts(build(config))
     if point['recomputed']: recompute(model)
     text = torch.randint(config.vocab, (tokens//T, T + 1))
-    def loss(): return model.loss(text[:, :-1], text[:, 1:], dtype=torch.bfloat16)
+    def loss(): return model.loss(text[:, :-1], text[:, 1:], dtype=DTYPE)
     loss().backward()
     own = 2*sum(p.numel() for p in model.parameters())                        # their bf16 copies
     memory, seconds, rates = kept(loss) - own, [], []

@@ -34,7 +34,7 @@ def rows_of(script, record):
     elif script == 'ttt':
         for one in record['records']:
             ratio = median(one['ratio'])
-            what = f'test-time training {one["preset"]}, against {record["tag"]}'
+            what = f'test-time training {one["preset"]}, against {record["before"][:7]}'
             yield what, f'{ratio:.2f} x', '2 x', ratio >= 2
     elif script == 'attention':
         times = {name: median(map(sum, pairs)) for name, pairs in record['seconds'].items()}

@@ -1,4 +1,4 @@
-"Score-first test-time training end to end: this code against the code at a git tag, in turn."
+"Score-first test-time training end to end: this code against that of an earlier commit, in turn."
 import argparse
 import json
 import os
@@ -8,9 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from beside import write_record
+from beside import DTYPE, write_record
 
-HERE, TAG = Path(__file__).parents[1], 'ttt-before-fast'
+HERE = Path(__file__).parents[1]
+BEFORE = '0e74e81500bf97c767e0c5f6499b158f41c3b889'   # the last commit before anything was made fast
 ONCE = '''
 import json, sys, time
 import torch
@@ -20,7 +21,7 @@ from golf_nb.data import get_dataset
 from golf_nb.model import build
 from golf_nb.presets import get
 from golf_nb.ttt import score_first
-name, tokens, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+name, tokens, rounds, dtype = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), getattr(torch, sys.argv[4])
 config = get(name)
 data = get_dataset(config.data.source, config.model.vocab)
 stream, model = data.val_tokens()[:tokens + 1], build(config.model).eval()
@@ -32,7 +33,7 @@ except ImportError: pass                                      # the code before
 chosen = TTTConfig(update='sgd', lr=0.002, chunk=8192)
 for once in range(rounds + 1):                                # the first one compiles
     begin = time.perf_counter()
-    run = score_first(model, stream, 512, 64, chosen, bytes=data.byte_table, batch=8, dtype=torch.bfloat16,
+    run = score_first(model, stream, 512, 64, chosen, bytes=data.byte_table, batch=8, dtype=dtype,
                       bos=data.tokenizer.bos)
     print(json.dumps({'seconds': time.perf_counter() - begin, 'bpb': run.bpb}), flush=True)
     if sys.stdin.readline() == '': break                      # its turn again
@@ -42,7 +43,8 @@ for once in range(rounds + 1):                                # the first one co
 def turns(trees, preset, tokens, rounds):
     "Let one process per tree run in turn; the first turn of each is not counted."
     def begin(tree):
-        return subprocess.Popen([sys.executable, '-c', ONCE, preset, str(tokens), str(rounds)],
+        return subprocess.Popen([sys.executable, '-c', ONCE, preset, str(tokens), str(rounds),
+                                 str(DTYPE).removeprefix('torch.')],
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                 env={**os.environ, 'PYTHONPATH': str(tree)})
     rows, processes = {name: [] for name in trees}, {}
@@ -66,7 +68,7 @@ def main():
     chosen = parser.parse_args()
     records = []
     with tempfile.TemporaryDirectory() as old:
-        subprocess.run(['git', '-C', HERE, 'worktree', 'add', '--quiet', '--detach', old, TAG], check=True)
+        subprocess.run(['git', '-C', HERE, 'worktree', 'add', '--quiet', '--detach', old, BEFORE], check=True)
         try:
             for preset in chosen.presets:
                 rows = turns({'before': old, 'now': HERE}, preset, chosen.tokens, chosen.rounds)
@@ -77,7 +79,7 @@ def main():
                       flush=True)
                 records.append({'preset': preset, 'tokens': chosen.tokens, 'ratio': ratio, **rows})
         finally: subprocess.run(['git', '-C', HERE, 'worktree', 'remove', '--force', old], check=True)
-    if chosen.out: write_record(chosen.out, tag=TAG, records=records)
+    if chosen.out: write_record(chosen.out, before=BEFORE, records=records)
 
 
 if __name__ == '__main__': main()

@@ -5,20 +5,27 @@
 # %% auto #0
 __all__ = ['KINDS', 'TOLERANCE', 'VERDICTS', 'AuditError', 'UnrevealedError', 'RowError', 'Stream', 'flipped', 'renamed',
            'fingerprint', 'Guard', 'make_predictor', 'named', 'Server', 'PredictorError', 'Party', 'Pass', 'row_faults',
-           'random_cuts', 'run', 'Question', 'questions', 'Prober', 'holdings', 'foreknowledge', 'Swapper',
+           'random_cuts', 'run', 'Question', 'questions', 'Prober', 'holdings', 'channels', 'foreknowledge', 'Swapper',
            'undeclared', 'difference', 'recount', 'bytes_row', 'Row', 'Report', 'verdict_of', 'Case', 'fresh', 'audit',
            'main']
 
 # %% ../nbs/16_audit.ipynb #a0ae9dc5
+import _thread
 import argparse
+import array
+import collections
 import contextlib
+import ctypes
+import functools
 import gc
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import math
+import mmap
 import os
 import random
 import re
@@ -208,7 +215,7 @@ def _feed(digest, value: Any):
         for key in sorted(value, key=repr):
             digest.update(repr(key).encode())
             _feed(digest, value[key])
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | collections.deque | array.array):
         digest.update(f'L{len(value)}'.encode())
         for part in sorted(value, key=repr) if isinstance(value, set | frozenset) else value:
             _feed(digest, part)
@@ -235,51 +242,80 @@ _OUTSIDE = ('socket.', 'subprocess.Popen', 'os.system', 'os.exec',
             'os.posix_spawn', 'os.spawn', 'os.fork', 'pty.',
             'os.startfile', 'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
 _FILING = ('os.rename', 'os.remove', 'os.link', 'os.symlink', 'os.truncate', 'os.mkdir')   # libraries may
-_DIGGING = ('gc.get_', 'sys._getframe', 'sys._current_', 'ctypes.')
+_DIGGING = ('gc.get_', 'sys._getframe', 'sys._current_', 'sys.settrace', 'sys.setprofile', 'sys.monitoring',
+            'ctypes.')
+_ATTRIBUTES = {'object.__getattr__': ('tb_frame', 'gi_frame', 'cr_frame', 'ag_frame'),
+               'object.__setattr__': ('__code__', '__defaults__', '__kwdefaults__')}
 _FOLDERS = [sysconfig.get_path(name) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
 _FOLDERS.append(str(Path(inspect.getfile(Tokenizer)).parent))
 _INSTALLED = tuple(os.path.realpath(folder) + os.sep for folder in _FOLDERS)
 _FILES = ('inspect.py', 'traceback.py')   # only pass on what their caller asks for
+_ZIPS = tuple(path for path in sys.path if path.endswith('.zip'))   # of the library; need not be there
+_real = os.path.realpath
 
 
 def _loaded(path: str) -> bool:
     "Is this the source of a module that was loaded before? Tracebacks read those."
     files = (getattr(module, '__file__', None) for module in list(sys.modules.values()))
-    return any(os.path.realpath(file) == path for file in files if isinstance(file, str))
+    return any(_real(file) == path for file in files if isinstance(file, str))
 
 
-def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None) -> bool:
+def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None, importing: bool = False) -> bool:
     "May a predictor open this?"
     if isinstance(path, int): return True            # a descriptor that is open already
     writes = any(c in str(mode or '') for c in 'wax+')
     writes = writes or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR))
-    full = os.path.realpath(os.fsdecode(path))
+    full = _real(os.fsdecode(path))
     if full == '/dev/null': return True
     if writes: return False
     if artifact and (full == artifact or full.startswith(artifact + os.sep)): return True
-    code = full.endswith(_CODE) and (full.startswith(_INSTALLED) or _loaded(full))
-    code = code or full in sys.path                  # python311.zip, which need not be there
+    code = full.endswith(_CODE) and (importing or full.startswith(_INSTALLED) or _loaded(full))
+    code = code or full in _ZIPS or (full.startswith(_INSTALLED) and '.dist-info' + os.sep in full)
     return code or full.startswith(_MACHINE) or _PROCESS.fullmatch(full) is not None
 
 
-def _asks_itself() -> bool:
-    "Does the predictor's own code, and no library, ask for what is being noted?"
+def _callers() -> Iterator[types.CodeType]:
+    "Who led to what is being noted, innermost first; a checker of types may have wrapped the hook."
     frame = inspect.currentframe()
-    while frame.f_code.co_name != 'hook': frame = frame.f_back
-    frame = frame.f_back
-    # a checker of types may have wrapped the hook; other frames only pass on what their caller asks for
-    while frame is not None and (frame.f_code.co_filename.endswith(_FILES) or '<@' in frame.f_code.co_filename
-                                 or os.sep + 'jaxtyping' + os.sep in frame.f_code.co_filename):
-        frame = frame.f_back
-    if frame is None: return False
-    name = frame.f_code.co_filename
-    return not os.path.realpath(name).startswith(_INSTALLED) and not name.startswith('<frozen')
+    while frame is not None and frame.f_code.co_name != 'hook': frame = frame.f_back
+    while frame is not None and (frame := frame.f_back) is not None:
+        name = frame.f_code.co_filename
+        if '<@' not in name and os.sep + 'jaxtyping' + os.sep not in name: yield frame.f_code
+
+
+def _is_own(code: types.CodeType) -> bool:
+    "Is this the predictor's own code, and no library's?"
+    return not _real(code.co_filename).startswith(_INSTALLED) and not code.co_filename.startswith('<frozen')
+
+
+def _asks_itself(event: str = '') -> bool:
+    "Does the predictor's own code, and no library, ask for what is being noted?"
+    for code in _callers():
+        passing = code.co_name.startswith('walk_') if event.startswith('object.') else True
+        if not (passing and code.co_filename.endswith(_FILES)): return _is_own(code)
+    return False
+
+
+def _in_import() -> bool:
+    "Is a library doing this while it is imported?"
+    codes = list(itertools.takewhile(lambda code: not _is_own(code), _callers()))
+    return any(code.co_filename.startswith('<frozen importlib') for code in codes[1:])
+
+
+def _contents() -> dict[tuple[str, str], int]:
+    "What this module and its classes are made of."
+    spaces = [('', globals())]
+    spaces += [(name, vars(kind)) for name, kind in globals().items() if isinstance(kind, type)
+               and kind.__module__ == __name__]
+    return {(place, name): id(value) for place, space in spaces for name, value in list(space.items())
+            if callable(value) or isinstance(value, tuple)}
 
 # %% ../nbs/16_audit.ipynb #da72d2ed
 class Guard:
     "What a predictor's process may do; one hook, which nobody can take away."
     def __init__(self, artifact: str | None = None):
-        self.artifact, self.noted, self.on, self.busy = artifact, [], False, False
+        self.artifact, self.noted, self.busy, self.importing = artifact, [], set(), False
+        self.contents = _contents()
 
     def note(self, what: str):
         "Keep a line about something forbidden, and refuse it."
@@ -288,22 +324,38 @@ class Guard:
 
     def hook(self, event: str, args: tuple):
         "Called by Python at each auditable event."
-        if not self.on or self.busy: return
-        if event != 'open' and not event.startswith(_OUTSIDE + _DIGGING + _FILING): return
-        self.busy = True
-        try:
-            bad = event.startswith(_OUTSIDE) or (event.startswith(_DIGGING + _FILING) and _asks_itself())
-            if event == 'open' and not _may_open(*args[:3], self.artifact):
-                bad, event = True, f'open {args[0]}'
-        finally: self.busy = False
-        if bad: self.note(event)
+        me = _thread.get_ident()
+        known = event == 'open' or event.startswith(_OUTSIDE + _DIGGING + _FILING) or event in _ATTRIBUTES
+        if not known or me in self.busy: return
+        self.busy.add(me)
+        try: bad = self.changed() or self.judge(event, args)
+        finally: self.busy.discard(me)
+        if bad: self.note(bad)
+
+    def judge(self, event: str, args: tuple) -> str:
+        "What is wrong with an event; '' if nothing."
+        if event in _ATTRIBUTES:
+            return f'{event} {args[1]}' if args[1] in _ATTRIBUTES[event] and _asks_itself(event) else ''
+        if event.startswith(_DIGGING + _FILING): return event if _asks_itself() else ''
+        if event == 'open':
+            if _may_open(*args[:3], self.artifact, self.importing): return ''
+            event = f'open {args[0]}'
+        if not _in_import(): return event
+        if event.startswith('open ') and _real(os.fsdecode(args[0])).startswith(_INSTALLED): return ''
+        raise PermissionError(f'the auditor does not allow: {event[:200]}')   # a library copes, or does not
+
+    def changed(self) -> str:
+        "What of the auditor is no longer what it was; '' if nothing."
+        now = _contents()
+        wrong = [name for name, value in self.contents.items() if now.get(name) != value]
+        return 'changing the auditor: ' + '.'.join(filter(None, wrong[0])) if wrong else ''
 
     @contextlib.contextmanager
-    def watching(self):
-        "Watch while the predictor's code runs."
-        self.on = True
+    def forking(self):
+        "Let the auditor itself fork."
+        self.busy.add(_thread.get_ident())
         try: yield
-        finally: self.on = False
+        finally: self.busy.discard(_thread.get_ident())
 
 # %% ../nbs/16_audit.ipynb #0d18582d
 def _send(fd: int, head: dict, *arrays: np.ndarray):
@@ -415,11 +467,9 @@ class Server:
     def answer(self, head, arrays):
         "Answer one request; whatever the predictor raises is told in one line."
         try:
-            with self.guard.watching():
-                if head['op'] != 'probe': return getattr(self, head['op'])(head, arrays)
-                rows = [_rows_of(self.predictor.score(head['lo'], hi, self.kind(ids)))
+            if head['op'] != 'probe': return getattr(self, head['op'])(head, arrays)
+            return {}, [_rows_of(self.predictor.score(head['lo'], hi, self.kind(ids)))
                         for hi, ids in zip(head['his'], arrays, strict=True)]
-                return {}, rows
         except BaseException as error:   # SystemExit too: the predictor must not end its process
             kind = type(error).__name__
             said = ' '.join(str(error).split())[:200]
@@ -427,7 +477,6 @@ class Server:
 
 # %% ../nbs/16_audit.ipynb #5ee746ed
 _TORCH_SEED = 67280421310721   # what torch begins with in a fresh process
-_DONE = 77                     # exit status of a process that has said what it was asked for
 
 
 def _settle(read: int, write: int):
@@ -454,37 +503,64 @@ def _fresh():
     random.seed()
 
 
-def _apart(task: Callable[[], None]) -> int:
+def _apart(task: Callable[[], None], guard: Guard) -> int:
     "Fork; the child does `task` in a thread of its own and ends. Returns the child's id."
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), guard.forking():
         warnings.simplefilter('ignore')       # of forking beside other threads; the child uses none of them
         sys.stdout.flush()
         pid = os.fork()
     if pid: return pid
-    done = []
+    done, over = [], _thread.allocate_lock()
+    def work():
+        try: done.append(task())
+        finally: over.release()
     try:
-        worker = threading.Thread(target=lambda: done.append(task()))
-        worker.start()
-        worker.join()
-    finally: os._exit(_DONE if done else 1)
+        over.acquire()
+        _thread.start_new_thread(work, ())    # no `Thread`: that would show its target to the predictor
+        over.acquire()
+    finally: os._exit(0 if done else 1)
+
+
+def _copied(task: Callable[[], None], guard: Guard) -> bool:
+    "Let a fork do `task`; did it come to its end? Any code can exit with any status, so a pipe tells."
+    read, write = os.pipe()
+    def told():
+        task()
+        os.write(write, b'.')
+    os.waitpid(_apart(told, guard), 0)
+    os.close(write)
+    try: return os.read(read, 1) == b'.'
+    finally: os.close(read)
+
+
+def _tell_opens():
+    "Let functions that open files without Python's knowledge say so."
+    owners = [(torch, 'from_file'), (torch.UntypedStorage, 'from_file'), (torch.jit, 'load')]
+    owners += [(sys.modules[name], 'safe_open') for name in ('safetensors', 'safetensors.torch')
+               if hasattr(sys.modules.get(name), 'safe_open')]
+    for owner, name in owners:
+        def telling(*args, inner=getattr(owner, name), **words):
+            path = args[0] if args else words.get('filename', words.get('f'))
+            if isinstance(path, str | bytes | os.PathLike): sys.audit('open', path, 'r', 0)
+            return inner(*args, **words)
+        setattr(owner, name, staticmethod(telling) if isinstance(owner, type) else telling)
 
 
 def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
     "Answer requests until 'end'."
     known = set(sys.modules)
     _fresh()
-    sys.addaudithook(server.guard.hook)
     while True:
         head, arrays = _receive(read)
         if head['op'] == 'end':
+            if changed := server.guard.changed(): server.guard.noted.append(changed)
             breaches = [line for stream in sealed for line in stream.breaches]
             libraries = [name for name, module in list(sys.modules.items()) if name not in known
                          and str(getattr(module, '__file__', '') or '').startswith(_INSTALLED)]
             return _send(write, {'noted': server.guard.noted, 'breaches': breaches, 'libraries': libraries})
         if head['op'] == 'probe':
             def tell(head=head, arrays=arrays): _send(write, *_unpacked(server.answer(head, arrays)))
-            _, status = os.waitpid(_apart(tell), 0)
-            if os.waitstatus_to_exitcode(status) != _DONE:
+            if not _copied(tell, server.guard):
                 _send(write, {'error': 'probe: the copy of the predictor ended', 'kind': 'SystemExit'})
         else: _send(write, *_unpacked(server.answer(head, arrays)))
 
@@ -495,22 +571,34 @@ def _unpacked(answer): return answer[0], *answer[1]
 def _zygote(given: Any, artifact: Any, read: int, write: int):
     "Fork a process for each run, and say how it ended."
     _settle(read, write)
+    _tell_opens()
     sealed = list(_STREAMS)
-    if isinstance(given, str):
-        if '' not in sys.path: sys.path.insert(0, '')
-        try: given = named(given)
-        except BaseException as error:
-            wrong = AuditError(f'{type(error).__name__}: {error}'[:300])
-            given = types.SimpleNamespace(score=None, reveal=None, why=wrong)
+    guard = Guard(_real(artifact) if isinstance(artifact, str | Path) else None)
+    sys.addaudithook(guard.hook)
+    if isinstance(given, str): given = _imported(given, guard)
+    def tell(head, needles):
+        _send(write, {'held': _found_in(given, list(zip(head['starts'], needles, strict=True)), 'predictor'),
+                      'ways': channels(given)})
     while True:
-        try: head, _ = _receive(read)
+        try: head, arrays = _receive(read)
         except EOFError: return
-        for name in head['load']:   # imported by a run before; needs no second time
+        for name in head.get('load', []):   # imported by a run before; needs no second time
             with contextlib.suppress(Exception): importlib.import_module(name)
-        path = os.path.realpath(artifact) if isinstance(artifact, str | Path) else None
-        pid = _apart(lambda p=path: _serve(Server(given, artifact, Guard(p)), read, write, sealed))
-        _, status = os.waitpid(pid, 0)
-        _send(write, {'ended': status})
+        if head['op'] == 'search': task = functools.partial(tell, head, arrays)
+        else: task = functools.partial(_serve, Server(given, artifact, guard), read, write, sealed)
+        _, status = os.waitpid(_apart(task, guard), 0)
+        if head['op'] == 'run' or status: _send(write, {'ended': status})
+
+
+def _imported(name: str, guard: Guard) -> Any:
+    "Import a predictor, watched; what is wrong with it is told when it is made."
+    if '' not in sys.path: sys.path.insert(0, '')
+    guard.importing = True
+    try: return named(name)
+    except BaseException as error:
+        wrong = AuditError(f'{type(error).__name__}: {error}'[:300])
+        return types.SimpleNamespace(score=None, reveal=None, why=wrong)
+    finally: guard.importing = False
 
 # %% ../nbs/16_audit.ipynb #ea81de6c
 class PredictorError(AuditError):
@@ -564,11 +652,19 @@ class Party:
         if 'error' in head: raise PredictorError(head['error'], head['kind'])
         return head, answers
 
+    def search(self, stream: Stream) -> tuple[str, str]:
+        "Where the predictor holds the text, and what it could get it by; a named one is searched there."
+        if not isinstance(self.given, str): return holdings(self.given, stream), channels(self.given)
+        needles = _needles(stream)
+        try: found, _ = self.ask('search', *(part for _, part in needles), starts=[at for at, _ in needles])
+        except PredictorError: return '', ''
+        return found['held'], found['ways']
+
     def end(self) -> dict:
         "Finish a run: what was noted about it."
         if not self._running: return {}
         noted, _ = self.ask('end')
-        self._libraries = noted.pop('libraries')
+        self._libraries = noted.pop('libraries', self._libraries)
         _receive(self._read, time.monotonic() + self.seconds)   # 'ended'
         return noted
 
@@ -638,10 +734,10 @@ def random_cuts(
     boundaries: Sequence[int] = (),  # positions that no chunk may cross
 ) -> list[int]:                     # where chunks begin, and the end
     "Cut a stream into chunks of many sizes."
-    cuts = [first]
+    cuts, largest, widest = [first], max(length // 3, 2), int(rng.integers(2, 5))
     while cuts[-1] < length:
-        largest = max(length // 3, 2)
         size = int(np.exp(rng.uniform(0, np.log(largest + 1)))) if len(cuts) > 1 else min(largest, 24)
+        if len(cuts) == widest: size = largest       # one is, for certain
         cuts.append(min(cuts[-1] + size, length))
     return sorted({*cuts, *(b for b in boundaries if first < b < length)})
 
@@ -655,12 +751,14 @@ def run(
     revealing: Callable[[int], bool] = lambda chunk: True,   # is this chunk told after its score?
     before_score: Callable | None = None,   # called with (lo, hi, inputs) when a chunk is about to be scored
     pad: int | None = None,         # pad by this id
+    promised: int | None = None,    # length that the predictor is told; None: that of the stream
 ) -> Pass:
     "Score a stream, chunk after chunk."
     seen, begin = Pass(cuts), time.monotonic()
     try:
         party.begin()
-        seen.facts, _ = party.ask('start', vocab=stream.vocab, n_tokens=len(stream), kind=kind)
+        length = promised or len(stream)
+        seen.facts, _ = party.ask('start', vocab=stream.vocab, n_tokens=length, kind=kind)
         state = seen.facts['state']
         if pad is not None: state = party.ask('pad', pad=pad)[0]['state']
         for chunk, (lo, hi) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
@@ -706,7 +804,7 @@ def questions(
     inputs: np.ndarray,             # as they will be asked, tokens 0..hi-2
     rng: np.random.Generator,
     vocab: int,
-    many: int = 4,                  # flips of each kind
+    many: int = 6,                  # places in the chunk, beside its ends
 ) -> list[Question]:
     "Think of changes that must not show."
     found = [Question('repeat', lo, hi, hi - 1, inputs)]
@@ -716,7 +814,6 @@ def questions(
         return sorted({lo, end - 1, *inner})[:count + 2]
     for t in pick(hi - 1, many):
         found.append(Question('C1 future flip', lo, hi, t, _other(inputs, t, hi - 1, rng, vocab)))
-    for t in pick(hi - 1, many//2):
         found.append(Question('C1 target flip', lo, hi, t, _other(inputs, t, t + 1, rng, vocab)))
     short = lo + int(rng.integers(2, min(hi - lo, 6) + 1))
     t = int(rng.integers(lo, short - 1))
@@ -733,7 +830,7 @@ class Prober:
         vocab: int,
         rng: np.random.Generator,
         cuts: list[int],                # of the run
-        many: int = 4,                  # flips of each kind for each chunk
+        many: int = 6,                  # places for flips in each chunk
         values: int = 256,              # that a token takes at most
         chunks: int = 10,               # that are asked about; a copy of the predictor costs a fork
     ):
@@ -741,7 +838,9 @@ class Prober:
         wide = [lo for lo, hi in zip(cuts[:-1], cuts[1:], strict=True) if hi - lo > 1]
         late = wide[len(wide)//3:]      # what was learned shows late
         self.whole = set(rng.permutation(late)[:4].tolist())   # chunks with a token that takes every value
-        self.asked = self.whole | set(wide[:1]) | set(rng.permutation(wide)[:chunks - 4].tolist())
+        widest = sorted(wide, key=lambda lo: lo - next(cut for cut in cuts if cut > lo))
+        self.asked = self.whole | {*wide[:1], *widest[:1], *rng.permutation(wide)[:chunks - 4].tolist()}
+        self.singly = 0                # chunks about which it answers once a copy
         self.answers: list[tuple[Question, list[bytes]]] = []
         self.sums: list[tuple[int, float, int]] = []      # position, sum of probabilities, values tried
         self.errors: list[str] = []
@@ -752,12 +851,18 @@ class Prober:
         asked = questions(lo, hi, inputs, self.rng, self.vocab, self.many)
         t, values, tried = self.values(lo, hi, inputs)
         calls = [(q.hi, q.ids) for q in asked[:-1]] + [(hi, ids) for ids in tried] + [(hi, asked[-1].ids)]
-        try: _, rows = self.party.ask('probe', *(ids for _, ids in calls), lo=lo,
-                                      his=[end for end, _ in calls])
+        try: rows = self.ask(lo, calls)
         except PredictorError as error:
             if error.kind in ('TimeoutError', 'EOFError'): raise
-            self.errors.append(str(error))
-            return
+            self.singly += 1
+            if self.singly > 4: return
+            kept = values[:16] if len(values) else values        # it may answer only once: a copy for each
+            calls, values = [*calls[:len(asked) - 1 + len(kept)], calls[-1]], kept
+            try: rows = [row for call in calls for row in self.ask(lo, [call])]
+            except PredictorError as error:
+                if error.kind in ('TimeoutError', 'EOFError'): raise
+                self.errors.append(str(error))
+                return
         self.answers += [(q, _digests(r)) for q, r in zip(asked, [*rows[:len(asked) - 1], rows[-1]],
                                                           strict=True)]
         if len(values) and all(r.shape == (hi - lo, self.vocab) for r in rows[len(asked) - 1:]):
@@ -766,6 +871,10 @@ class Prober:
             plain = np.exp(rows[-1][t - lo].astype(np.float64))
             whole = plain[values].sum() if len(values) < self.vocab else 1.
             self.sums.append((t, sum(believed)/whole, len(values)))
+
+    def ask(self, lo: int, calls: list[tuple[int, np.ndarray]]) -> list[np.ndarray]:
+        "Ask one copy for rows lo..hi-1, for several hi and inputs."
+        return self.party.ask('probe', *(ids for _, ids in calls), lo=lo, his=[end for end, _ in calls])[1]
 
     def values(self, lo: int, hi: int, inputs: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
         "Inputs in which one token of the chunk takes every value (a sample, of a large vocabulary)."
@@ -833,8 +942,10 @@ def _named_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     "What an object holds."
     if isinstance(value, Mapping): yield from ((f'[{key!r:.20}]', part) for key, part in list(value.items()))
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | collections.deque):
         yield from ((f'[{i}]', v) for i, v in enumerate(value))
+    elif isinstance(value, functools.partial):
+        yield from (('.func', value.func), ('.args', value.args), ('.keywords', value.keywords))
     elif isinstance(value, types.FunctionType):
         yield from ((f':{name}', part) for name, part in _named_by(value))
     elif isinstance(value, types.MethodType): yield from (('', value.__self__), ('', value.__func__))
@@ -852,14 +963,37 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _as_bytes(value: Any) -> bytes | None:
     "The numbers in a container as bytes, 8 for each where it has a type."
-    if isinstance(value, bytes | bytearray | memoryview): return bytes(value)
+    if isinstance(value, bytes | bytearray | memoryview | mmap.mmap | ctypes.Array): return bytes(value)
     if isinstance(value, torch.Tensor) and value.device.type != 'meta': value = value.detach().cpu().numpy()
-    if isinstance(value, list | tuple) and value and all(isinstance(v, int | np.integer) for v in value[:64]):
+    if isinstance(value, Mapping): value = list(value.values())
+    if isinstance(value, str): value = _numbers(value)
+    if isinstance(value, list | tuple | collections.deque) and value and \
+            all(isinstance(v, int | np.integer) for v in itertools.islice(value, 64)):
         try: value = np.array(value, np.int64)
         except (TypeError, ValueError, OverflowError): return None
     if hasattr(value, 'typecode'): value = np.array(value)           # array.array
     if not isinstance(value, np.ndarray) or value.dtype.kind not in 'iuf': return None
     with np.errstate(all='ignore'): return np.ascontiguousarray(value).astype(np.int64).tobytes()
+
+
+def _numbers(text: str) -> list[int] | None:
+    "The ids that a text spells: decimal numbers, or one character each."
+    if len(text) < _STRETCH: return None
+    found = re.findall(r'\d+', text)
+    return [int(n[:9]) for n in found] if len(found) >= _STRETCH else list(map(ord, text))
+
+
+def _reached(given: Any, name: str) -> Iterator[tuple[str, Any, bytes | None]]:
+    "All that something leads to: where, what, and its numbers as bytes."
+    left, known = [(name, given)], {}
+    while left and len(known) < _MANY:
+        where, value = left.pop()
+        if id(value) in known or value is None or isinstance(value, int | float | bool | complex): continue
+        known[id(value)] = value
+        content = _as_bytes(value)
+        yield where, value, content
+        if content is None or isinstance(value, Mapping):
+            left += [(where + step, part) for step, part in _parts(value)]
 
 
 def holdings(
@@ -868,19 +1002,30 @@ def holdings(
     name: str = 'predictor',
 ) -> str:                   # where it holds the stream or a stretch of it; '' if nowhere
     "Search what was handed over for the text it will be judged on."
-    needles = [(start, part.astype(kind).tobytes()) for start, part in _needles(stream)
+    needles = _needles(stream)
+    return _found_in(given, needles, name) or _found_in(dict(os.environ), needles, 'environ')
+
+
+def _found_in(given: Any, stretches: list[tuple[int, np.ndarray]], name: str) -> str:
+    needles = [(start, part[::step].astype(kind).tobytes()) for start, part in stretches for step in (1, -1)
                for kind in (np.int64, np.int32, np.uint16, np.uint8) if part.max() <= np.iinfo(kind).max]
-    left, known = [(name, given)], {}
-    while left and len(known) < _MANY:
-        where, value = left.pop()
-        if id(value) in known or value is None or isinstance(value, str | int | float | bool | complex):
-            continue
-        known[id(value)] = value
+    for where, value, content in _reached(given, name):
         if isinstance(value, Stream): return f'{where} is a stream'
-        content = _as_bytes(value)
         for start, part in needles if content else []:
             if part in content: return f'{where} holds tokens {start}..{start + _STRETCH - 1}'
-        if content is None: left += [(where + step, part) for step, part in _parts(value)]
+    return ''
+
+
+def channels(
+    given: Any,             # a predictor, its class, or a function that makes one
+) -> str:                   # what it could get the text by, unseen; '' if nothing
+    "Search what was handed over for functions of C libraries, and for memory that others can write."
+    for where, value, _ in _reached(given, 'predictor'):
+        if isinstance(value, ctypes.CDLL | ctypes._CFuncPtr): return f'{where} is a C library or its function'
+        shared = isinstance(value, mmap.mmap) and not memoryview(value).readonly
+        shared = shared or type(value).__module__.startswith(('multiprocessing.', 'ctypes.shared'))
+        if shared or (isinstance(value, torch.Tensor) and value.device.type == 'cpu' and value.is_shared()):
+            return f'{where} is memory that other processes share'
     return ''
 
 # %% ../nbs/16_audit.ipynb #06a53758
@@ -890,17 +1035,24 @@ def foreknowledge(
     base: Pass,                 # of the stream itself
     rng: np.random.Generator,
     kind: str = 'numpy',        # what inputs are
-    times: int = 4,             # renamed streams
+    times: Sequence[int] = (4, 8),   # renamed streams; more only if the first ones look as if it knew
     length: int = 256,          # tokens to look at
 ) -> tuple[float, float]:       # nats a token that the real names are better; spread over renamings
     "Measure what a predictor knows of this language before it has read a word."
     last = max(i for i, cut in enumerate(base.cuts) if cut <= max(length, base.cuts[1]))
     cuts = base.cuts[:last + 1]
     real = np.mean(base.nll[:cuts[-1] - cuts[0]])
-    others = [run(party, renamed(stream, rng, len(stream)), cuts, kind=kind) for _ in range(times)]
-    means = [np.mean(other.nll) for other in others if other.nll and not other.error]
-    if len(means) < 2 or not np.isfinite([real, *means]).all(): return math.nan, math.nan
-    return float(np.mean(means) - real), float(np.std(means, ddof=1))
+    means = []
+    for count in times:
+        others = [run(party, renamed(stream, rng, len(stream)), cuts, kind=kind) for _ in range(count)]
+        means += [np.mean(other.nll) for other in others if other.nll and not other.error]
+        if len(means) < 2 or not np.isfinite([real, *means]).all(): return math.nan, math.nan
+        gain, spread = float(np.mean(means) - real), float(np.std(means, ddof=1))
+        if not _surprising(gain, spread): break
+    return gain, spread
+
+
+def _surprising(gain: float, spread: float) -> bool: return not gain <= max(.1, 5*spread)   # NaN is, too
 
 # %% ../nbs/16_audit.ipynb #cf95d699
 class Swapper:
@@ -1038,6 +1190,8 @@ class Case:
     base: Pass | None = None
     twin: Pass | None = None
     prober: Prober | None = None
+    longer: Prober | None = None  # that asked while a longer text was promised
+    longer_base: Pass | None = None
     runs: int = 0
 
     def again(self, stream: Stream | None = None, **options) -> Pass:
@@ -1045,6 +1199,11 @@ class Case:
         self.runs += 1
         return run(self.party, stream or fresh(self.stream), options.pop('cuts', self.cuts), kind=self.kind,
                    **options)
+
+    @property
+    def narrow(self) -> bool:
+        "Is each chunk one position, whose token no row could see?"
+        return all(hi - lo == 1 for lo, hi in _chunks(self.base))
 
     @property
     def sound(self) -> bool:
@@ -1072,11 +1231,27 @@ def _flip_rows(case: Case) -> list[Row]:
     rows = []
     for name in names:
         wrong, count = case.prober.differing(name, case.base)
-        said = f'{count} changed inputs'
+        said = f'{count} changed inputs' if not case.narrow else 'no chunk holds two positions'
+        if case.longer and not wrong:
+            wrong, more = case.longer.differing(name, case.longer_base)
+            said += f', {more} more while a longer text was promised' if more else ''
         if wrong: said += f': {len(wrong)} rows before the change differ, first at {wrong[0]}'
         if not steady: said += '; but equal inputs gave other rows, too'
-        rows.append(Row(name, verdict_of(bool(wrong) and steady, steady and count > 0), said))
+        known = steady and (count > 0 or case.narrow)
+        rows.append(Row(name, verdict_of(bool(wrong) and steady, known), said))
     return rows
+
+
+def _promise(case: Case, many: int):
+    "Ask the same on the first chunks of what is said to be a long text: honesty must not depend on length."
+    length = max(4*len(case.stream), min(20_000, 2**24//case.stream.vocab))
+    first = case.again(cuts=case.cuts[:2], promised=length)
+    ends = [b for b in first.facts.get('boundaries', ()) if case.cuts[0] < b < case.cuts[:6][-1]]
+    cuts = sorted({*case.cuts[:6], *ends})
+    if first.error: return                     # too long for it
+    prober = Prober(case.party, case.stream.vocab, case.rng, cuts, many, 0, 4)
+    seen = case.again(cuts=cuts, promised=length, before_score=prober)
+    if not prober.differing('repeat', seen)[0]: case.longer, case.longer_base = prober, seen
 
 
 def _whole_flips(case: Case) -> list[tuple[str, str]]:
@@ -1118,11 +1293,11 @@ def _causal_rows(case: Case) -> list[Row]:
     return rows
 
 # %% ../nbs/16_audit.ipynb #86907a09
-def _access_rows(case: Case, held: str, explained: str) -> list[Row]:
+def _access_rows(case: Case, held: str, ways: str, explained: str) -> list[Row]:
     "C1: tokens, files, and knowledge from elsewhere."
     base, seen = case.base, [case.base, case.twin]
     breaches = [line for one in seen for line in one.breaches]
-    noted = [line for one in seen for line in one.noted]
+    noted = ([ways] if ways else []) + [line for one in seen for line in one.noted]
     guard = held or (breaches and f'unrevealed tokens were read: {breaches[0]}') or \
         'no copy of the text, no read beyond the prefix; '\
         f'the stream raises on such a read: {_raises(case.stream)}'
@@ -1134,7 +1309,7 @@ def _access_rows(case: Case, held: str, explained: str) -> list[Row]:
                     f'ledgers {base.digest[:8]} and {case.twin.digest[:8]} of two fresh processes'))
     if base.error: return rows
     gain, spread = foreknowledge(case.party, case.stream, base, case.rng, case.kind)
-    knows = not gain <= max(.1, 5*spread)         # NaN counts as not known
+    knows = _surprising(gain, spread)
     said = f'{gain:.2f} nats a token better than with renamed tokens (spread {spread:.2f})'
     if knows and explained: said += f'; {explained}'
     elif knows: said += ': it was fitted before; to what, only a log and the code of its training can show'
@@ -1163,13 +1338,15 @@ def _distribution_rows(case: Case) -> list[Row]:
         f'{count} rows of {case.stream.vocab} finite entries, each sums to 1 within {TOLERANCE}'
     rows = [Row('C2 rows', verdict_of(bool(base.faults) or shape, count > 0), said)]
     steady = not case.prober.differing('repeat', base)[0]
+    free = count > 0 and case.narrow
     off = [(t, total) for t, total, _ in sums if not abs(total - 1) < 1e-4]
     tried = sum(n for _, _, n in sums)
     said = f'if token {off[0][0]} may be any, its probabilities sum to {off[0][1]:.4f}' if off else \
         f'{len(sums)} positions, {tried} values: probabilities sum to 1' if sums else \
-        'no position could be tried'
+        'no chunk holds two positions' if free else 'no position could be tried'
     if not steady: said += '; but equal inputs gave other rows, too'
-    return [*rows, Row('C2 enumeration', verdict_of(bool(off) and steady, steady and bool(sums)), said)]
+    known = steady and (bool(sums) or free)
+    return [*rows, Row('C2 enumeration', verdict_of(bool(off) and steady, known), said)]
 
 
 def _learning_rows(case: Case) -> list[Row]:
@@ -1260,15 +1437,15 @@ def audit(
     explained: str = '',     # where log and code of its training are, if it was trained; '': nowhere
     seconds: float = 600.,   # limit of an evaluation, and of the wait for one answer
     seed: int = 0,           # of chunks and changes
-    many: int = 4,           # changed inputs of each kind for each chunk
+    many: int = 6,           # places in each chunk where inputs are changed
     values: int = 256,       # of the vocabulary to try where a token takes every value
 ) -> Report:
     "Find out by experiment whether a predictor's score on a stream is a code length."
     own = not isinstance(predictor, Party)
-    held = holdings(predictor.given if not own else predictor, stream)
-    if not held and isinstance(artifact, bytes | bytearray): held = holdings(artifact, stream, 'artifact')
     party = Party(predictor, artifact, seconds) if own else predictor
     try:
+        held, ways = party.search(stream)
+        if not held and isinstance(artifact, bytes | bytearray): held = holdings(artifact, stream, 'artifact')
         kind, begun, first = _agree(party, stream)
         rng = np.random.default_rng([seed, len(stream)])
         cuts = random_cuts(len(stream), begun.first, rng, first.facts.get('boundaries', ()))
@@ -1276,7 +1453,8 @@ def audit(
         case = Case(party, begun, cuts, kind, rng, prober=prober)
         case.base = case.again(before_score=case.prober)
         case.twin = case.again()
-        rows = _causal_rows(case) + _access_rows(case, held, explained) + _distribution_rows(case)
+        if case.sound: _promise(case, many)
+        rows = _causal_rows(case) + _access_rows(case, held, ways, explained) + _distribution_rows(case)
         rows += _learning_rows(case) + _ledger_rows(case, claimed, seconds)
         if tokenizer is not None: rows.append(bytes_row(case.stream, tokenizer))
     finally:

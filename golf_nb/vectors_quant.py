@@ -9,6 +9,7 @@ __all__ = ['CONTROLS', 'VECTOR_END', 'KINDS', 'round_as', 'export']
 import io
 import json
 import lzma
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -46,9 +47,10 @@ from golf_nb.interop import (
     same,
     shuffle_bytes,
 )
+from .vectors_training import run_settings, shards
 
 from .config import Calibration
-from .data import SequentialLoader, write_shard
+from .data import SequentialLoader
 from .model import Model
 from .presets import GRIDS
 from .quant import Codes, Grid, from_codes, restore
@@ -62,9 +64,11 @@ VECTOR_END = 0.9999984    # percentile at which the grid of a large vector ends
 _LEAST = 65536            # elements; what has more is quantized
 
 
-def _bits(pr: int, name: str) -> int:
-    "Bits of the codes of a matrix."
-    if pr == 927: return 6 if 'shared_blocks.' in name or 'bigram.proj.' in name else 8
+def _bits(pr: int, name: str, own: int = 6, in_mlp: int = 0) -> int:
+    "Bits of the codes of a matrix; `own`, `in_mlp`: what #927 was told (0: no other ones in an MLP)."
+    if pr == 927:
+        if not ('shared_blocks.' in name or 'bigram.proj.' in name): return 8
+        return in_mlp if in_mlp and '.mlp.' in name else own
     if pr in (1406, 1493): return 8 if 'emb' in name or name.startswith('lm_head') else 6
     return {341: 8, 1640: 6}[pr]
 
@@ -94,6 +98,7 @@ def export(
     w: Tensor,                        # in the dtype in which the original held it
     least: int = _LEAST,              # tensors with more elements are quantized
     hessian: Tensor | None = None,    # of its inputs, if there is one
+    bits: tuple[int, int] = (6, 0),   # of #927's matrices, and of those in an MLP (0: the same)
 ) -> Codes | Tensor:                  # codes, or fp16 or fp32
     "Store one tensor as its original stored it."
     control = any(part in name for part in CONTROLS.get(pr, ()))
@@ -101,7 +106,7 @@ def export(
     if w.numel() <= least: return w.float() if control and pr in (927, 341, 1640) else w.half()
     if pr == 1406 and control: return w.float()
     if w.ndim != 2: return one_step(w, 8, VECTOR_END, low=pr == 927)
-    return round_as(pr, w, _bits(pr, name), hessian)
+    return round_as(pr, w, _bits(pr, name, *bits), hessian)
 
 # %% ../nbs/25_vectors_quant.ipynb #3dfa031a
 def _name(dtype: torch.dtype) -> str: return str(dtype).removeprefix('torch.')
@@ -160,7 +165,9 @@ def _exported(z: Vectors, case: str, least: int) -> Iterator[Comparison]:
     said = theirs['src_dtypes'].items()
     dtypes = {name: getattr(torch, dtype.removeprefix('torch.')) for name, dtype in said}
     sources = {name: z.tensor(f'{case}/src/{name}').to(dtype) for name, dtype in dtypes.items()}
-    stored = {name: export(pr, name, w, least) for name, w in sources.items()}
+    config = z.config()
+    bits = config.get('qat_bits', 6), config.get('qat_mlp_bits', 0)
+    stored = {name: export(pr, name, w, least, bits=bits) for name, w in sources.items()}
     for name, part in stored.items():
         if isinstance(part, Codes):
             yield same(f'{case}/q/{name}', part.codes)
@@ -176,7 +183,8 @@ def _exported(z: Vectors, case: str, least: int) -> Iterator[Comparison]:
 
 def _units(z: Vectors, pr: int) -> Iterator[Comparison]:
     "Single calls of the exporter's functions: odd rows, a vector, zeros, three axes."
-    for bits in (8,) if 'unit/q' in z else (4, 5, 6, 8):
+    known = {int(found[1]) for name in z.names('unit/') if (found := re.match(r'unit/bits(\d)/', name))}
+    for bits in (8,) if 'unit/q' in z else sorted(known):
         part = round_as(pr, z.tensor('unit/x'), bits)
         where = 'unit' if 'unit/q' in z else f'unit/bits{bits}'
         yield same(f'{where}/q', part.codes)
@@ -195,7 +203,9 @@ def _int8_case(z: Vectors) -> Iterator[Comparison]:
     pr, config = z.pr(), z.config()
     for case in ('tiny', 'large'):
         yield from _exported(z, case, config[f'{case}_keep_float_max_numel'])
-    for case, bits in (('mlp5', 5), ('bits8', 8)):
+    others = {name.split('/')[0] for name in z.names() if re.match(r'(mlp|bits)\d/', name)}
+    for case in sorted(others):                                    # e.g. mlp5, bits8
+        bits = int(case[-1])
         for name in [full.removeprefix(f'{case}/q/') for full in z.names(f'{case}/q/')]:
             part = round_as(pr, z.tensor(f'tiny/src/{name}'), bits)
             yield same(f'{case}/q/{name}', part.codes)
@@ -255,7 +265,7 @@ def _logged(z: Vectors, part: str) -> str:
 def _gptq_case(z: Vectors) -> Iterator[Comparison]:
     "GPTQ of single matrices (#1493)."
     for case in dict.fromkeys(name.split('/')[0] for name in z.names()):
-        bits = {31: 6, 127: 8}[int(z[f'{case}/clip_range'])]
+        bits = int(z[f'{case}/clip_range']).bit_length() + 1
         rounding, hessian = GRIDS['loop3'].rounding, z.tensor(f'{case}/H')
         grid = stored_grid(Grid(bits, 'std', float(z[f'{case}/clip_sigmas']), unbiased=True), rounding)
         inputs = feedback(hessian, Calibration(block=int(z[f'{case}/block_size'])))
@@ -304,8 +314,9 @@ def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
         plain = export(1493, name, torch.from_numpy(w))
         yield same(f'quant/{name}', plain)
         yield same(f'dequant/{name}', plain.float())
-    kinds = {name: 'passthrough (float16)' if w.size <= config['numel_threshold']
-             else f'gptq (int{_bits(1493, name)})' for name, w in z.under('param/').items()}
+    def kind(name): return f'gptq (int{recipe.embed_bits if "emb" in name else recipe.bits})'
+    kinds = {name: 'passthrough (float16)' if w.size <= recipe.min_numel else kind(name)
+             for name, w in z.under('param/').items()}
     theirs = dict(zip(z['meta_names'].tolist(), z['meta_kinds'].tolist(), strict=True))
     if kinds != theirs: raise InteropError('meta_names, meta_kinds: other tensors or kinds than ours')
     model.load_state_dict(restore(stored))
@@ -362,30 +373,15 @@ def _hessian_case(z: Vectors) -> Iterator[Comparison]:
     yield from _traces(z, calibrate(model, measure, written[:, :-1].split(1)), 'hessian_ar')
 
 # %% ../nbs/25_vectors_quant.ipynb #6d5ad5f3
-_SETTINGS = {  # of a run: what the environment calls them, and what holds when it does not say
-    'vocab_size': ('VOCAB_SIZE', 1024), 'model_dim': ('MODEL_DIM', 512), 'num_heads': ('NUM_HEADS', 8),
-    'num_kv_heads': ('NUM_KV_HEADS', 4), 'mlp_mult': ('MLP_MULT', 3), 'num_layers': ('NUM_LAYERS', 11),
-    'bigram_vocab_size': ('BIGRAM_VOCAB_SIZE', 2048), 'bigram_dim': ('BIGRAM_DIM', 128),
-    'xsa_last_n': ('XSA_LAST_N', 11), 'rope_dims': ('ROPE_DIMS', 16), 've_dim': ('VE_DIM', 128),
-    'tie_embeddings': ('TIE_EMBEDDINGS', 1), 'logit_softcap': ('LOGIT_SOFTCAP', 30),
-    've_enabled': ('VE_ENABLED', 1), 'rope_base': ('ROPE_BASE', 10000), 'ln_scale': ('LN_SCALE', 1)}
-
-
 def _run_1406(z: Vectors) -> tuple[Model, list[Tensor]]:
     "The finished model of #1406's recorded run, and the text that it is calibrated with."
     start, weights = z.beside('e2e_init'), z.beside('e2e_final')
-    env = start.config()['env']
-    numbers = {ours: float(env.get(name, usual)) for ours, (name, usual) in _SETTINGS.items()}
-    config = {name: int(value) if value.is_integer() else value for name, value in numbers.items()}
-    config['recur_layers'] = [int(block) for block in env.get('RECUR_LAYERS', '4,5').split(',')]
-    config['ve_layers'] = env.get('VE_LAYERS', '9,10')
-    model, steps = from_reference(1406, weights.under('final/'), config), 8*int(env['ITERATIONS'])
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder)/f'{name[-1]}.bin' for name in start.names('train_tokens/')]
-        for path in paths: write_shard(path, start[f'train_tokens/{path.stem}'])
-        tokens, length = int(env['TRAIN_BATCH_TOKENS']), int(env['TRAIN_SEQ_LEN'])
+    settings, run = run_settings(1406, start.config()['env'])
+    model, steps = from_reference(1406, weights.under('final/'), settings), 8*run['iterations']
+    with shards([start[name] for name in start.names('train_tokens/')]) as paths:
+        tokens, length = run['train_batch_tokens'], run['train_seq_len']
         loader = SequentialLoader(paths, tokens=tokens, seq_len=length, accum=8)
-        taken = [loader.next()[0].astype(np.int64) for _ in range(steps + int(env['GPTQ_CALIB_BATCHES']))]
+        taken = [loader.next()[0].astype(np.int64) for _ in range(steps + run['gptq_calib_batches'])]
     return model, [torch.from_numpy(tokens) for tokens in taken[steps:]]
 
 
@@ -393,27 +389,26 @@ def _file_1406_case(z: Vectors) -> Iterator[Comparison]:
     "The artifact of #1406's whole run, from its weights and its text."
     model, text = _run_1406(z)
     recipe = replace(GRIDS['replay'], prune_bytes=None)
+    measure = replace(recipe.calibration, batches=len(text))
+    def rounded(hessians):
+        known = {name: z.tensor(f'hessian/{_theirs(name)}') if f'hessian/{_theirs(name)}' in z else hessian
+                 for name, hessian in hessians.items()}
+        parts = quantize(model, recipe, hessians=known)
+        return {name: part for name, part in parts.items() if isinstance(part, Codes)}
+    twin = rounded(calibrate(model, measure, text))
     # in fp64: then the only rounding between their Hessians and these is theirs
-    hessians = calibrate(model.double(), replace(recipe.calibration, batches=len(text)), text)
+    hessians = calibrate(model.double(), measure, text)
     model.float()
     yield from _traces(z, hessians, 'hessian')
-    known = {name: z.tensor(f'hessian/{_theirs(name)}') if f'hessian/{_theirs(name)}' in z else hessian
-             for name, hessian in hessians.items()}
-    stored = quantize(model, recipe, hessians=known)
-    coded = {name: part for name, part in stored.items() if isinstance(part, Codes)}
-    yield from _pruned(z, coded)
+    coded = rounded(hessians)
+    yield from _pruned(z, coded, twin)
     weights = z.beside('e2e_final')
     flat = {place: w for place, w in _unbanked(weights.under('final/')).items() if f'out/{place}' in z}
     plain = {name: export(1406, name, torch.from_numpy(w)) for name, w in flat.items()}
     for name, part in plain.items(): yield same(f'out/{name}', part)
-    kinds = {name: {'type': 'int6'} if f'out/{name}.q' in z else 'passthrough'
-             for name in json.loads(str(z.arrays['meta_json']))}
-    small = {_theirs(name) for name in coded}
-    if {name for name, kind in kinds.items() if kind != 'passthrough'} != small:
-        raise InteropError(f'meta_json: other tensors are coded than {sorted(small)}')
-    theirs = json.loads(str(z['meta_json']))
+    theirs, named = json.loads(str(z['meta_json'])), {_theirs(name): part for name, part in coded.items()}
+    kinds = {name: {'type': f'int{named[name].bits}'} if name in named else 'passthrough' for name in theirs}
     yield same('meta_json', str(z.arrays['meta_json']) if kinds == theirs else json.dumps(kinds))
-    named = {_theirs(name): part for name, part in coded.items()}
     z.remarks['config_json'] = 'one sentence; ' + _sizes_1406(z, named, plain, theirs)
 
 
@@ -444,22 +439,23 @@ def _unbanked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def _pruned(z: Vectors, coded: Mapping[str, Codes]) -> Iterator[Comparison]:
+def _pruned(
+    z: Vectors, coded: Mapping[str, Codes], twin: Mapping[str, Codes],
+) -> Iterator[Comparison]:
     "Compare codes but for those that #1406 pruned; where its Hessian is unknown, by the share of equal ones."
-    wrong, count = 0, 0
-    ours = {}
-    for name, part in coded.items():
-        theirs = torch.from_numpy(z.arrays[f'out/{_theirs(name)}.q'])
-        ours[name] = part.codes.masked_fill((theirs == 0) & (part.codes.abs() == 1), 0)
-        if f'hessian/{_theirs(name)}' in z: continue
-        wrong, count = wrong + int((ours[name] != theirs).sum()), count + theirs.numel()
+    theirs = {name: torch.from_numpy(z.arrays[f'out/{_theirs(name)}.q']) for name in coded}
+    ours = {name: part.codes.masked_fill((theirs[name] == 0) & (part.codes.abs() == 1), 0)
+            for name, part in coded.items()}
+    alone = [name for name in coded if f'hessian/{_theirs(name)}' not in z]
+    count = max(sum(ours[name].numel() for name in alone), 1)
+    wrong = sum(int((ours[name] != theirs[name]).sum()) for name in alone)/count
+    apart = sum(int((coded[name].codes != twin[name].codes).sum()) for name in alone)/count
+    said = f'share of other codes without recorded Hessians; {apart:.1g} with Hessians in fp32'
     for name, part in coded.items():
         array = f'out/{_theirs(name)}.q'
         yield same(f'out/{_theirs(name)}.scale', part.steps)
-        if f'hessian/{_theirs(name)}' in z: yield same(array, ours[name])
-        else:
-            said = 'share of other codes, all matrices without a recorded Hessian'
-            yield Comparison(array, ours[name], 0.005, said, lambda apart: wrong/max(count, 1))
+        if name not in alone: yield same(array, ours[name])
+        else: yield Comparison(array, ours[name], max(.005, 4*apart), said, lambda _: wrong)
 
 # %% ../nbs/25_vectors_quant.ipynb #2756cc4f
 KINDS: list[Kind] = [

@@ -24,6 +24,7 @@ from golf_nb.interop import (
     rms,
     same,
 )
+from .vectors_model import TileProducts
 
 from .config import TTTConfig
 from .evaluate import Scores, sliding, windows
@@ -230,8 +231,9 @@ def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
     for case, facts in z.config()['cases'].items():
         args, tokens, at = facts['args'], z['tokens'][:facts['num_tokens']], f'{case}/'
         chosen = _replay_config(args)
-        run = score_first(model, tokens, args['train_seq_len'], facts['stride'], chosen, bytes=table,
-                          tail='rescore-927', batch=facts['batch_seqs'])
+        with TileProducts():
+            run = score_first(model, tokens, args['train_seq_len'], facts['stride'], chosen, bytes=table,
+                              tail='rescore-927', batch=facts['batch_seqs'])
         muon = chosen.update == 'muon'
         names = {key: name for key, name in _NAMES.items() if not (muon and key in ('nll', 'loss', 'bpb'))}
         yield from _compared(run, z, names | {'position': 'position'}, at)
