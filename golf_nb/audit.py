@@ -34,7 +34,6 @@ import signal
 import struct
 import sys
 import sysconfig
-import threading
 import time
 import types
 import warnings
@@ -302,13 +301,11 @@ def _in_import() -> bool:
     return any(code.co_filename.startswith('<frozen importlib') for code in codes[1:])
 
 
-def _contents() -> dict[tuple[str, str], int]:
-    "What this module and its classes are made of."
-    spaces = [('', globals())]
-    spaces += [(name, vars(kind)) for name, kind in globals().items() if isinstance(kind, type)
-               and kind.__module__ == __name__]
-    return {(place, name): id(value) for place, space in spaces for name, value in list(space.items())
-            if callable(value) or isinstance(value, tuple)}
+def _contents() -> list[tuple[Mapping, str, Any]]:
+    "What this module and its classes are made of: where, name, and value."
+    kinds = [kind for kind in globals().values() if isinstance(kind, type) and kind.__module__ == __name__]
+    return [(space, name, value) for space in (globals(), *map(vars, kinds))
+            for name, value in list(space.items()) if callable(value) or isinstance(value, tuple)]
 
 # %% ../nbs/16_audit.ipynb #da72d2ed
 class Guard:
@@ -328,7 +325,7 @@ class Guard:
         known = event == 'open' or event.startswith(_OUTSIDE + _DIGGING + _FILING) or event in _ATTRIBUTES
         if not known or me in self.busy: return
         self.busy.add(me)
-        try: bad = self.changed() or self.judge(event, args)
+        try: bad = (event == 'open' and self.changed()) or self.judge(event, args)
         finally: self.busy.discard(me)
         if bad: self.note(bad)
 
@@ -346,9 +343,9 @@ class Guard:
 
     def changed(self) -> str:
         "What of the auditor is no longer what it was; '' if nothing."
-        now = _contents()
-        wrong = [name for name, value in self.contents.items() if now.get(name) != value]
-        return 'changing the auditor: ' + '.'.join(filter(None, wrong[0])) if wrong else ''
+        for space, name, value in self.contents:
+            if space.get(name) is not value: return f'changing the auditor: {name}'
+        return ''
 
     @contextlib.contextmanager
     def forking(self):
@@ -533,16 +530,22 @@ def _copied(task: Callable[[], None], guard: Guard) -> bool:
     finally: os.close(read)
 
 
+def _telling(inner: Callable) -> Callable:
+    "The same function; it says first which file it opens."
+    def telling(*args, **words):
+        path = args[0] if args else words.get('filename', words.get('f'))
+        if isinstance(path, str | bytes | os.PathLike): sys.audit('open', path, 'r', 0)
+        return inner(*args, **words)
+    return telling
+
+
 def _tell_opens():
     "Let functions that open files without Python's knowledge say so."
     owners = [(torch, 'from_file'), (torch.UntypedStorage, 'from_file'), (torch.jit, 'load')]
     owners += [(sys.modules[name], 'safe_open') for name in ('safetensors', 'safetensors.torch')
                if hasattr(sys.modules.get(name), 'safe_open')]
     for owner, name in owners:
-        def telling(*args, inner=getattr(owner, name), **words):
-            path = args[0] if args else words.get('filename', words.get('f'))
-            if isinstance(path, str | bytes | os.PathLike): sys.audit('open', path, 'r', 0)
-            return inner(*args, **words)
+        telling = _telling(getattr(owner, name))
         setattr(owner, name, staticmethod(telling) if isinstance(owner, type) else telling)
 
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST', 'DECODERS', 'CAP', 'WrapperError', 'unpacked', 'Pieces', 'table_row', 'Event', 'Flow', 'flow_rows',
-           'pattern_rows', 'claims', 'audit_submission']
+           'pattern_rows', 'claims', 'audit_submission', 'merged']
 
 # %% ../nbs/27_audit_code.ipynb #ab3becdb
 import ast
 import base64
 import binascii
 import bz2
+import fnmatch
 import json
 import lzma
 import math
@@ -254,15 +255,36 @@ def _table_faults(
     return faults or [f'{_PIECES[wrong[0]]!r} counts {counted[wrong[0]]} instead of {_TRUE[wrong[0]]}']
 
 
+def _adds_space(node: ast.AST) -> bool | str:
+    "Is this `space & ~boundary` of two tables, in one of its spellings?"
+    names = [getattr(n.func, 'attr', '') for n in ast.walk(node) if isinstance(n, ast.Call)]
+    looks = [n for n in ast.walk(node) if isinstance(n, ast.Subscript)]
+    if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in ('logical_and', 'bitwise_and', 'mul'):
+        return bool({'logical_not', 'bitwise_not'} & set(names)) or any(map(_inverse, ast.walk(node)))
+    if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'where':
+        return len(looks) > 1 and any(isinstance(n, ast.Subscript) for n in ast.walk(node.args[0]))
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.BitAnd | ast.Mult): return False
+    if isinstance(node.op, ast.Mult) and len(looks) < 2: return False
+    return any(map(_inverse, (node.left, node.right)))
+
+
+def _inverse(node: ast.AST) -> bool:
+    "Is this `~b`, `not b`, or `1 - b`, perhaps of another type?"
+    kinds = ('to', 'long', 'int', 'astype', 'type', 'float', 'short')
+    while isinstance(node, ast.Call) and getattr(node.func, 'attr', '') in kinds: node = node.func.value
+    if isinstance(node, ast.Call): return getattr(node.func, 'attr', '') in ('logical_not', 'bitwise_not')
+    if isinstance(node, ast.UnaryOp): return isinstance(node.op, ast.Invert | ast.Not)
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Sub): return False
+    looked_up = any(isinstance(n, ast.Subscript) for n in ast.walk(node.right))
+    return getattr(node.left, 'value', 0) == 1 and looked_up
+
+
 def table_row(tree: ast.AST) -> Row:
     "Try the byte table of a script."
     check = 'bytes table'
     constants = {t.id: s.value.value for s in ast.iter_child_nodes(tree) if isinstance(s, ast.Assign)
                  and isinstance(s.value, ast.Constant) for t in s.targets if isinstance(t, ast.Name)}
-    adds = any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitAnd) and
-               any(isinstance(side, ast.UnaryOp) and isinstance(side.op, ast.Invert | ast.Not)
-                   for side in (n.left, n.right))
-               for n in ast.walk(tree))
+    adds = any(_adds_space(n) for n in ast.walk(tree))
     told = 'no function asks for pieces'
     for function in _table_functions(tree):
         where = f'{function.name}, line {function.lineno}'
@@ -287,7 +309,8 @@ _VAL = re.compile(r'(^|_)(val|valid|validation|eval)_?(tok|tokens|data|dataset|i
 _PATH = re.compile(r'(_|/|^)val(id|idation)?[_*./]')
 _SUM = re.compile(r'loss|nll|nats|bits|score|ce_|_ce$|bpb|xent|sum|total', re.I)
 _ROUND = re.compile(r'epoch|round|attempt|trial|restart|rescore|n_?pass|_ep$|^ep$', re.I)
-_NO_GRAD = ('no_grad', 'inference_mode')
+_CALIBRATES = re.compile(r'^(?!.*(eval|score|val))(.*hessian|.*calib|.*gptq|'
+                         r'collect_(act|stat|cov|inp|feat))', re.I)
 
 
 class Event(NamedTuple):
@@ -305,15 +328,25 @@ class Flow:
     loops: dict[int, ast.AST] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     calls: int = 0                # of functions that were entered, to end in time
+    owners: dict[str, str] = field(default_factory=dict)         # class of a method
+    fields: dict[str, set[str]] = field(default_factory=dict)    # of a class, that hold such tokens: 'self.x'
+    shared: set[str] = field(default_factory=set)      # variables of the module that hold them
+    attributes: set[str] = field(default_factory=set)  # settings that name their files
+    inner: set[str] = field(default_factory=set)       # functions inside functions
+    bound: dict[str, tuple[str, list[ast.AST]]] = field(default_factory=dict)   # other names of functions
+    scorers: set[str] = field(default_factory=set)     # functions in which a score was seen
+    names: list[str] = field(default_factory=list)     # file names of validation tokens
 
     def __post_init__(self):
         self.functions = {f.name: f for f in ast.walk(self.tree) if isinstance(f, ast.FunctionDef)}
         called = {n.func.id for n in ast.walk(self.tree) if isinstance(n, ast.Call)
                   and isinstance(n.func, ast.Name)}
+        _survey(self)
         self.enter(self.tree.body, set(), (), ())
         for function in [f for f in ast.walk(self.tree) if isinstance(f, ast.FunctionDef)]:
             if function.name not in called:
-                self.enter(function.body, self.own(function), (), (function.name,))
+                known = self.own(function) | self.fields.get(self.owners.get(function.name, ''), set())
+                self.enter(function.body, known, (), (function.name,))
 
     def own(self, function: ast.FunctionDef) -> set[str]:
         "Parameters that hold validation tokens by their name."
@@ -323,13 +356,40 @@ class Flow:
         "May a value come from validation tokens?"
         if node is None: return False
         for n in ast.walk(node):
-            if isinstance(n, ast.Name) and (n.id in known or _VAL.search(n.id)): return True
-            if isinstance(n, ast.Attribute) and (_VAL.search(n.attr) or ast.unparse(n) in known): return True
-            if isinstance(n, ast.Constant) and isinstance(n.value, str) and _PATH.search(n.value): return True
+            if isinstance(n, ast.Name) and (n.id in known | self.shared or _VAL.search(n.id)): return True
+            if isinstance(n, ast.Attribute) and (_VAL.search(n.attr) or n.attr in self.attributes
+                                                 or ast.unparse(n) in known): return True
+            if isinstance(getattr(n, 'value', None), str) and self.names_them(n.value): return True
         return False
 
-    def note(self, kind: str, node: ast.AST, loops: tuple[int, ...]):
+    def names_them(self, pattern: str) -> bool:
+        "Does a file name, or a pattern that fits all shards, name validation files?"
+        fits = '*' in pattern and any(fnmatch.fnmatch(name.replace('*', '0'), pattern) for name in self.names)
+        return bool(_PATH.search(pattern)) or (fits and pattern.strip('*./') not in ('', 'bin'))
+
+    def note(self, kind: str, node: ast.AST, loops: tuple[int, ...], path: tuple[str, ...] = ()):
         self.events.append(Event(kind, node.lineno, loops))
+        if kind == 'score': self.scorers.update(path)
+
+
+def _survey(self: Flow):
+    "Look for classes, functions in functions, and settings that name validation files."
+    every = list(ast.walk(self.tree))
+    self.names = [n.value for n in every if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                  and '.' in n.value and _PATH.search(n.value)]
+    for node in every:
+        if isinstance(node, ast.FunctionDef):
+            self.inner |= {f.name for f in ast.walk(node) if isinstance(f, ast.FunctionDef) and f is not node}
+        if isinstance(node, ast.ClassDef):
+            self.owners |= {f.name: node.name for f in node.body if isinstance(f, ast.FunctionDef)}
+            found = [s for s in node.body if isinstance(s, ast.Assign | ast.AnnAssign) and s.value]
+            self.attributes |= {n for s in found if self.tainted(s.value, set())
+                                for t in (s.targets if isinstance(s, ast.Assign) else [s.target])
+                                for n in _targets(t)}
+        if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument' and node.args:
+            default = [w.value for w in node.keywords if w.arg == 'default']
+            option = str(getattr(node.args[0], 'value', '')).strip('-').replace('-', '_')
+            if default and self.tainted(default[0], set()): self.attributes.add(option)
 
 # %% ../nbs/27_audit_code.ipynb #11286333
 def _targets(node: ast.AST) -> Iterator[str]:
@@ -347,12 +407,23 @@ def _learn(self: Flow, node: ast.stmt, known: set[str]):
     elif isinstance(node, ast.AnnAssign | ast.AugAssign): pairs = [(node.target, node.value)]
     elif isinstance(node, ast.For | ast.AsyncFor): pairs = [(node.target, node.iter)]
     else: return
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name): _bind(self, node)
     for target, value in pairs:
         # a number of tokens, a size, or a loss of the whole text is not the text
         called = value.func if isinstance(value, ast.Call) else None
         size = getattr(called, 'id', '') in ('len', 'int', 'range') or \
             getattr(called, 'attr', '') in ('numel', 'size', 'item')
         if self.tainted(value, known) and not size: known.update(_targets(target))
+
+
+def _bind(self: Flow, node: ast.Assign):
+    "Another name of a function, or `partial` of one."
+    value, first = node.value, []
+    called = value.func if isinstance(value, ast.Call) and value.args else None
+    if 'partial' in (getattr(called, 'attr', ''), getattr(called, 'id', '')):
+        value, first = value.args[0], value.args[1:]
+    if isinstance(value, ast.Name) and value.id in self.functions:
+        self.bound[node.targets[0].id] = (value.id, first)
 
 
 def _enter(self: Flow, body: list[ast.stmt], known: set[str], loops: tuple[int, ...], path: tuple[str, ...]):
@@ -364,7 +435,7 @@ def _enter(self: Flow, body: list[ast.stmt], known: set[str], loops: tuple[int, 
         for head in heads:
             for part in head if isinstance(head, list) else [head]:
                 if isinstance(part, ast.AST): _expression(self, part, known, loops, path)
-        _score(self, node, known, loops)
+        _score(self, node, known, loops, path)
         _learn(self, node, known)
         inner = loops
         if isinstance(node, ast.For | ast.While | ast.AsyncFor):
@@ -375,15 +446,24 @@ def _enter(self: Flow, body: list[ast.stmt], known: set[str], loops: tuple[int, 
         for handler in getattr(node, 'handlers', []): _enter(self, handler.body, known, inner, path)
 
 
-def _score(self: Flow, node: ast.stmt, known: set[str], loops: tuple[int, ...]):
+def _score(self: Flow, node: ast.stmt, known: set[str], loops: tuple[int, ...], path: tuple[str, ...] = ()):
     "Is a tainted value added to a sum, or kept in a list or an array of losses?"
     value, target = getattr(node, 'value', None), None
     if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add): target = node.target
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript): target = node.targets[0]
     if isinstance(node, ast.Expr) and isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) \
-            and value.func.attr in ('append', 'extend', 'add_'): target = value.func.value
+            and value.func.attr in ('append', 'extend', 'add_', 'update', 'insert', 'put'):
+        target = value.func.value
+        if any(self.tainted(a, known) for a in value.args): _keep(self, target, known)
     if target is not None and loops and _SUM.search(ast.unparse(target)) and self.tainted(value, known):
-        self.note('score', node, loops)
+        self.note('score', node, loops, path)
+
+
+def _keep(self: Flow, holder: ast.AST, known: set[str]):
+    "Validation tokens are put into a container, which may be the module's."
+    whole = {t for s in self.tree.body if isinstance(s, ast.Assign) for g in s.targets for t in _targets(g)}
+    known.update(_targets(holder))
+    self.shared.update(whole & set(_targets(holder)))
 
 
 def _expression(self: Flow, node: ast.AST, known: set[str], loops: tuple[int, ...], path: tuple[str, ...]):
@@ -394,16 +474,32 @@ def _expression(self: Flow, node: ast.AST, known: set[str], loops: tuple[int, ..
         given = [*call.args, *(word.value for word in call.keywords)]
         if name == 'backward' and self.tainted(function.value, known): self.note('train', call, loops)
         if name == 'grad' and any(self.tainted(a, known) for a in given): self.note('train', call, loops)
-        if re.search(r'hessian|calib', name, re.I) and any(self.tainted(a, known) for a in given):
+        if _CALIBRATES.search(name) and any(self.tainted(a, known) for a in given):
             self.note('calibrate', call, loops)
-        called = self.functions.get(name)
-        if called is None or name in path or len(path) > 6 or self.calls > 3000: continue
-        names = [a.arg for a in called.args.args]
-        if isinstance(function, ast.Attribute) and names[:1] == ['self']: names = names[1:]
-        inner = {n for n, a in zip(names, call.args, strict=False) if self.tainted(a, known)}
-        inner |= {w.arg for w in call.keywords if w.arg and self.tainted(w.value, known)} | self.own(called)
-        self.calls += 1
-        _enter(self, called.body, inner, loops, (*path, name))
+        name, first = self.bound.get(name, (name, []))
+        _call(self, name, [*first, *call.args], call.keywords, known, loops, path)
+        for given in call.args:                 # a function may be handed over, to be called there
+            if isinstance(given, ast.Name): _call(self, given.id, [], [], known, loops, path)
+
+
+def _call(self: Flow, name: str, args: list[ast.AST], words: list[ast.keyword], known: set[str],
+          loops: tuple[int, ...], path: tuple[str, ...]):
+    "Enter a function of the script, or a class of it."
+    makes = name not in self.functions and name in self.owners.values()
+    called = next((f for c in ast.walk(self.tree) if isinstance(c, ast.ClassDef) and c.name == name
+                   for f in c.body if getattr(f, 'name', '') == '__init__'), None) \
+        if makes else self.functions.get(name)
+    if called is None or name in path or len(path) > 6 or self.calls > 3000: return
+    names = [a.arg for a in called.args.args]
+    if names[:1] == ['self']: names = names[1:]
+    inner = {n for n, a in zip(names, args, strict=False) if self.tainted(a, known)}
+    inner |= {w.arg for w in words if w.arg and self.tainted(w.value, known)} | self.own(called)
+    owner = name if makes else self.owners.get(name, '')
+    if name in self.inner and not owner: inner |= known
+    inner |= self.fields.get(owner, set())
+    self.calls += 1
+    _enter(self, called.body, inner, loops, (*path, name))
+    if owner: self.fields.setdefault(owner, set()).update(n for n in inner if n.startswith('self.'))
 
 
 Flow.enter = _enter
@@ -434,7 +530,10 @@ def _is_round(loop: ast.AST) -> bool:
     words = [n.id for n in ast.walk(loop.target) if isinstance(n, ast.Name)]
     words += [n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name)]
     words += [n.attr for n in ast.walk(loop.iter) if isinstance(n, ast.Attribute)]
-    return any(_ROUND.search(word) for word in words)
+    used = {n.id for s in loop.body for n in ast.walk(s) if isinstance(n, ast.Name)}
+    counts = isinstance(loop.target, ast.Name) and isinstance(loop.iter, ast.Call) \
+        and getattr(loop.iter.func, 'id', '') == 'range' and loop.target.id not in used and 'next' not in used
+    return counts or any(_ROUND.search(word) for word in words)
 
 
 def flow_rows(tree: ast.Module) -> list[Row]:
@@ -460,34 +559,72 @@ _BPB = re.compile(r'(^|_)(val_)?(bpb|bits)($|_)|val_loss|val_bpb|q_val', re.I)
 def _words_in(node: ast.AST) -> set[str]: return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
+def _view_of(node: ast.AST) -> str:
+    "The name that this only reshapes, moves, or indexes; '' if it does more."
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute): node = node.func.value
+        elif isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'int': node = node.args[0]
+        elif isinstance(node, ast.Subscript): node = node.value
+        else: return ''
+    return node.id
+
+
 def _target_keys(tree: ast.AST) -> list[str]:
     "Find tables that are read at an index made from the target by hashing."
     found = []
     for function in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
-        keys: set[str] = set()
+        keys, alike = set(), set()              # made from the target by hashing; other names of the target
+        def aims(words, alike=alike): return any(_TARGET.match(w) or w in alike for w in words)
         for node in sorted((n for n in ast.walk(function) if isinstance(n, ast.Assign | ast.AugAssign)),
                            key=lambda n: n.lineno):
             value = node.value
             hashed = any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitXor | ast.Mod | ast.BitAnd)
                          for n in ast.walk(value))
             words = _words_in(value)
-            if (hashed and any(_TARGET.match(w) for w in words)) or words & keys and hashed:
-                keys.update(t for target in (node.targets if isinstance(node, ast.Assign)
-                                             else [node.target]) for t in _targets(target))
+            written = {t for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+                       for t in _targets(target)}
+            if isinstance(node, ast.Assign) and aims({_view_of(value)}): alike |= written
+            if (hashed and aims(words)) or words & keys and hashed: keys |= written
         for node in ast.walk(function):
             if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
                 mixes = any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitXor)
                             for n in ast.walk(node.slice))
                 words = _words_in(node.slice)
-                if words & keys or (mixes and any(_TARGET.match(w) for w in words)):
+                if words & keys or (mixes and aims(words)):
                     found.append(f'line {node.lineno}: {ast.unparse(node)[:60]} looks up the target')
     return found
 
 
+_CHOOSES = ('min', 'max', 'sorted', 'sort', 'argmin', 'amin', 'nanmin')
+
+
+def _score_lists(tree: ast.AST, scorers: set[str]) -> set[str]:
+    "Variables that hold several results of functions that score."
+    def scores(node): return any(getattr(n.func, 'id', '') in scorers for n in ast.walk(node)
+                                 if isinstance(n, ast.Call))
+    single, several = set(), set()
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Assign | ast.Call)):
+        if isinstance(node, ast.Assign) and scores(node.value):
+            whole = isinstance(node.value, ast.List | ast.ListComp | ast.Dict | ast.DictComp)
+            (several if whole else single).update(t for target in node.targets for t in _targets(target))
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args):
+        if getattr(node.func, 'attr', '') in ('append', 'extend') and \
+                (scores(node) or any(_words_in(a) & single for a in node.args)):
+            several.update(_targets(node.func.value))
+    return several
+
+
 def _best_of(tree: ast.AST) -> list[str]:
     "Find choices of the best validation score."
-    found = []
+    found, scorers = [], Flow(tree).scorers
+    lists = _score_lists(tree, scorers)
     for node in ast.walk(tree):
+        name = getattr(node.func, 'id', getattr(node.func, 'attr', '')) if isinstance(node, ast.Call) else ''
+        if name in _CHOOSES and lists & {w for part in [node.func, *node.args] for w in _words_in(part)}:
+            found.append(f'line {node.lineno}: {ast.unparse(node)[:60]}')
+        if name in ('minimum', 'fmin') and len(node.args) > 1 and \
+                all(any(isinstance(n, ast.Call) for n in ast.walk(a)) for a in node.args):
+            found.append(f'line {node.lineno}: {ast.unparse(node)[:60]}')
         if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'min' and any(
                 _BPB.search(w) for a in node.args for w in _words_in(a)):
             found.append(f'line {node.lineno}: {ast.unparse(node)[:60]}')
@@ -498,6 +635,44 @@ def _best_of(tree: ast.AST) -> list[str]:
             if any(re.search('best', s) for s in sides) and any(_BPB.search(s) for s in sides):
                 found.append(f'line {node.lineno}: if {ast.unparse(node.test)[:60]}')
     return found
+
+
+def _left_out(tree: ast.AST) -> list[str]:
+    "Find validation text that is never scored, by numbers that are written in the script."
+    flow, found = Flow(tree), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice) and not node.slice.lower \
+                and _large(node.slice.upper) and flow.tainted(node.value, set()):
+            found.append(f'line {node.lineno}: {ast.unparse(node)[:60]}')
+    for loop in {loop for e in flow.events if e.kind == 'score' for loop in e.loops}:
+        node = flow.loops[loop]
+        ranged = isinstance(node, ast.For) and getattr(getattr(node.iter, 'func', None), 'id', '') == 'range'
+        if ranged and _shortens(node.iter.args[1 if len(node.iter.args) > 1 else 0]):
+            found.append(f'line {node.lineno}: {ast.unparse(node.iter)[:60]}')
+        where = _words_in(node.target) if isinstance(node, ast.For) else set()
+        for test in (n for n in ast.walk(node) if isinstance(n, ast.If) and isinstance(n.test, ast.Compare)):
+            ends = any(isinstance(n, ast.Break) for n in test.body) and where & _words_in(test.test) \
+                and any(isinstance(n, ast.Constant) for n in ast.walk(test.test))
+            skips = any(isinstance(n, ast.Continue) for n in test.body) and \
+                re.search(r'\b(loss|nll|bits|ce)\b', ast.unparse(test.test))
+            if ends or skips: found.append(f'line {test.lineno}: if {ast.unparse(test.test)[:60]}')
+    return found
+
+
+def _large(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int) and node.value >= 4096
+
+
+def _shortens(stop: ast.AST) -> bool:
+    "Is the end of a range a fixed part of something, or a fixed number at most?"
+    if isinstance(stop, ast.Call):
+        return getattr(stop.func, 'id', '') == 'min' and any(map(_large, stop.args))
+    if not isinstance(stop, ast.BinOp): return False
+    number = getattr(stop.right, 'value', getattr(stop.left, 'value', None))
+    if not isinstance(number, int | float): return False
+    products = any(isinstance(n, ast.Mult) for n in ast.walk(stop.left))
+    parts = isinstance(stop.op, ast.FloorDiv | ast.Div) and 1 < number < 65 and not products
+    return parts or (isinstance(stop.op, ast.Mult) and 0 < number < 1)
 
 
 def _two_passes(tree: ast.AST) -> list[str]:
@@ -533,9 +708,10 @@ def _filled(loop: ast.AST) -> Iterator[str]:
 
 
 def pattern_rows(tree: ast.AST) -> list[Row]:
-    "Look for three patterns of scores that are none."
+    "Look for four patterns of scores that are none."
     checks = [('C2 target in the key', _target_keys, 'no table is read at a key made from the target'),
               ('C4 two passes', _two_passes, 'no loop scores with what an earlier loop over the text filled'),
+              ('C4 coverage', _left_out, 'no written number keeps validation text from being scored'),
               ('C4 one final score', _best_of, 'no best of several validation scores is taken')]
     rows = []
     for check, find, fine in checks:
@@ -552,6 +728,16 @@ _SCORE = re.compile(r'(?:val_bpb|bpb)[^\d\n-]{1,4}' + _NUMBER, re.I)
 _CLOCK = re.compile(r'train_time[:= ]+' + _NUMBER + r'\s*(ms|s)', re.I)
 _AFTER = re.compile(r'(?:gptq|hessian|calibrat)\w*[^\n]{0,60}?\b(?:in|took|time|done)[:= ]*' + _NUMBER
                     + r'\s*(ms|s)\b', re.I)
+
+
+_EVALUATED = re.compile(r'eval(?:uation)?[_ ]time[:= ]*' + _NUMBER + r'\s*(ms|s)\b', re.I)
+_NAN = re.compile(r'bpb[^\d\n-]{1,4}(?:nan|inf|none|null)\b', re.I)
+_AGAIN = re.compile(r'^[^\n]*\b(?:ttt|adapt|eval|rescor)\w*?[ _]*(?:epoch|pass|round)\W{0,2}\d+[^\n]*bpb',
+                    re.I | re.M)
+_SEED = re.compile(r'\bseed\s*[:=]\s*(\d+)', re.I)
+_SETTING = re.compile(r'\b([A-Za-z]\w+)\s*[:=]\s*([\w.+-]+)')
+_VARIES = re.compile(r'seed|run|id$|time|date|log|path|file|dir|mem|ms$|loss|bpb|nats|bytes|size|host|pid|'
+                     r'port|gpu|rank|step|free|used|avg|tok', re.I)
 
 
 def _plain(number: str) -> float: return float(number.replace(',', '').replace('_', ''))
@@ -580,10 +766,53 @@ def _log_rows(logs: Mapping[str, str]) -> list[Row]:
         clocks += bool(spent)
         if spent and max(spent) + extra > 601:
             slow.append(f'{name}: {max(spent):.1f} s of steps and {extra:.1f} s of calibration')
-    return [Row('budget artifact', verdict_of(bool(big), sizes == len(logs) > 0),
+    late = [f'{name}: {n} {unit}' for name, text in logs.items() for n, unit in _EVALUATED.findall(text)
+            if _plain(n)/(1000 if unit.lower() == 'ms' else 1) > 600]
+    rows = [Row('budget evaluation', 'fail', '; '.join(late))] if late else []
+    return [*rows, Row('budget artifact', verdict_of(bool(big), sizes == len(logs) > 0),
                 '; '.join(big) or f'{sizes} of {len(logs)} logs tell a size, all within {CAP:,}'),
             Row('budget training', verdict_of(bool(slow), clocks == len(logs) > 0),
                 '; '.join(slow) or f'{clocks} of {len(logs)} logs tell a training time, all within 600 s')]
+
+
+def _seed_rows(logs: Mapping[str, str]) -> list[Row]:
+    "Are the logs those of one experiment with several seeds, each scored once?"
+    seeds = [found[1] for text in logs.values() if (found := _SEED.search(text))]
+    twice = sorted({s for s in seeds if seeds.count(s) > 1})
+    wrong = [f'seed {", ".join(twice)} in more than one log'] if twice else []
+    settings = []
+    for text in logs.values():
+        head = re.split(r'^\s*step\b', text, maxsplit=1, flags=re.M | re.I)[0]
+        pairs: dict[str, set[str]] = {}
+        for name, value in _SETTING.findall(head): pairs.setdefault(name, set()).add(value)
+        settings.append(pairs)
+    for name in sorted(set.intersection(*map(set, settings)) if settings else ()):
+        if not _VARIES.search(name) and any(pairs[name] != settings[0][name] for pairs in settings):
+            wrong.append(f'{name} is ' + ' or '.join(sorted(set.union(*(p[name] for p in settings)))))
+    rows = [Row('evidence same configuration', verdict_of(bool(wrong)), '; '.join(wrong[:4])
+                or f'{len(seeds)} seeds, no setting differs')] if logs else []
+    again = {name: len(found) for name, text in logs.items() if len(found := _AGAIN.findall(text)) > 1}
+    return rows + [Row('C4 one final score', 'fail', f'{name}: {count} scores of the same text')
+                   for name, count in list(again.items())[:1]]
+
+
+def _claimed_numbers(fields: Mapping[str, Any], logs: Mapping[str, str], last: list[float]) -> Iterator[Row]:
+    "Sizes above the cap or of no log, the best of the seeds, seeds of which there is no log."
+    sizes = [_plain(found[-1]) for text in logs.values() if (found := _SIZE.findall(text))]
+    for path, value in fields.items():
+        if not isinstance(value, int | float) or isinstance(value, bool): continue
+        if re.search(r'(bytes|size)_?total|total_?(bytes|size)|artifact_?(bytes|size)', path, re.I):
+            if value > CAP: yield Row('budget artifact', 'fail', f'{path} = {value:,}')
+            if sizes and all(abs(value - n) > .01*n for n in sizes):
+                yield Row('evidence claim', 'fail', f'{path} = {value:,}: no log shows it')
+        if re.fullmatch('val_bpb|bpb', path) and len(last) > 1:
+            mean = math.fsum(last)/len(last)
+            if value < mean - 6e-4 and abs(value - min(last)) < 6e-4:
+                said = f'{path} = {value} is the best seed; the mean is {mean:.4f}'
+                yield Row('C4 one final score', 'fail', said)
+    seeds = [value for path, value in fields.items() if re.fullmatch(r'seeds\[\d+\]', path)]
+    if len(seeds) > len(logs) > 0:
+        yield Row('evidence seeds', 'undecided', f'{len(seeds)} seeds are claimed, {len(logs)} have a log')
 
 
 def _claim_rows(folder: Path, logs: Mapping[str, str]) -> list[Row]:
@@ -602,6 +831,7 @@ def _claim_rows(folder: Path, logs: Mapping[str, str]) -> list[Row]:
     wrong = [f'{path} is null or empty' for path in empty if re.search(r'bpb|loss|bytes|seed|size|time',
                                                                        path, re.I)]
     if not scores: wrong.append('no val_bpb')
+    wrong += [f'{name}: a score is no number' for name, text in logs.items() if _NAN.search(text)]
     shown = {name: [_plain(n) for n in _SCORE.findall(text)] for name, text in logs.items()}
     every = [n for numbers in shown.values() for n in numbers]
     last = [numbers[-1] for numbers in shown.values() if numbers]
@@ -610,7 +840,8 @@ def _claim_rows(folder: Path, logs: Mapping[str, str]) -> list[Row]:
         if every and not near: wrong.append(f'{path} = {value}: no log shows it')
     known = bool(every)
     said = '; '.join(wrong[:4]) or f'{len(scores)} scores, shown by {len(logs)} logs'
-    return [Row(check, verdict_of(bool(wrong), known), said if known or wrong else 'no log shows a score')]
+    return [Row(check, verdict_of(bool(wrong), known), said if known or wrong else 'no log shows a score'),
+            *_claimed_numbers(fields, logs, last)]
 
 # %% ../nbs/27_audit_code.ipynb #9974e17e
 def audit_submission(
@@ -629,10 +860,19 @@ def audit_submission(
     heavy = [f'{path.name} and code: {path.stat().st_size + code:,} bytes' for path in files
              if path.stat().st_size + code > CAP]
     if heavy: rows.append(Row('budget artifact', 'fail', '; '.join(heavy)))
-    rows += [row for row in _log_rows(logs)
-             if not (heavy and row.check == 'budget artifact')] + _claim_rows(folder, logs)
+    rows += _log_rows(logs) + _claim_rows(folder, logs) + _seed_rows(logs)
     if not logs: rows.append(Row('evidence log', 'undecided', 'no log'))
-    return Report(rows, {'kind': 'submission', 'script': scripts[0].name if scripts else None})
+    return Report(merged(rows), {'kind': 'submission', 'script': scripts[0].name if scripts else None})
+
+
+def merged(rows: list[Row]) -> list[Row]:
+    "One row a check: the worst verdict, with its evidence."
+    order = {'pass': 0, 'undecided': 1, 'fail': 2}
+    found: dict[str, Row] = {}
+    for row in rows:
+        old = found.get(row.check)
+        if old is None or order[row.verdict] > order[old.verdict]: found[row.check] = row
+    return list(found.values())
 
 
 def _script_rows(script: Path) -> list[Row]:

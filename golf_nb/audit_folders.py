@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CAP', 'LIMIT', 'FREE', 'SUMS', 'TRAINED_ON', 'FINAL', 'EASIER', 'RunPredictor', 'Evidence', 'documents', 'ledger_row',
-           'training_seconds', 'audit_run', 'audit_seeds', 'merged', 'audit_folder']
+           'training_seconds', 'audit_run', 'audit_seeds', 'audit_folder']
 
 # %% ../nbs/28_audit_folders.ipynb #1cc7133c
 import json
@@ -20,7 +20,7 @@ import torch
 
 from .artifact import ArtifactError, load, read_header
 from .audit import AuditError, Report, Row, Stream, audit, recount, verdict_of
-from .audit_code import audit_submission
+from .audit_code import audit_submission, merged
 from .config import ConfigError, ModelConfig, RunConfig, differences, from_dict
 from .data import DataError, Dataset, get_dataset, read_shard
 from .evaluate import DTYPES, bits_per_byte, load_model, sliding
@@ -463,16 +463,6 @@ def audit_seeds(
         rows += [row._replace(evidence=f'{folder.name}: {row.evidence}')
                  for row in audit_run(folder, seconds, protocol).rows]
     return Report(merged(rows), {'kind': 'seeds', 'runs': [folder.name for folder in folders]})
-
-
-def merged(rows: list[Row]) -> list[Row]:
-    "One row a check: the worst verdict, with its evidence."
-    order = {'pass': 0, 'undecided': 1, 'fail': 2}
-    found: dict[str, Row] = {}
-    for row in rows:
-        old = found.get(row.check)
-        if old is None or order[row.verdict] > order[old.verdict]: found[row.check] = row
-    return list(found.values())
 
 
 def audit_folder(

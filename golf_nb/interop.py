@@ -64,7 +64,7 @@ _HARMLESS = re.compile(  # how a run went; (#1406 repeats its layers whatever re
     r'seq_len|batch|batch_seqs|score_batch_seqs|local_batch_seqs|last_n|stride|world_size|n_\w+|iterations|'
     r'model|hyper|args|env|note|meaning|cases|source|order|ar|num_batches|adamw|mtp_loss_weight|'
     r'recur_enabled|layer_to_block|num_(en|de)coder_layers|param_order|flat_order|qk_gain_init|'
-    r'embedding_dim|numel_threshold|enable_looping_at')
+    r'embedding_dim|numel_threshold|enable_looping_at|num_tokens|batch_size|batches|steps|rank|split')
 
 # %% ../nbs/15_interop.ipynb #7527d805
 def _known(pr: int):

@@ -82,9 +82,11 @@ def _traces(
         known[f'trace/block_{side}'] = torch.stack([seen[v, name] for v in range(depth)])
     known |= {'acts': known['trace/block_out'], 'trace/x0': seen[-1, 'x0'], 'act/x0': seen[-1, 'x0'],
               'act/final_norm_in': seen[depth - 1, 'out']}
+    x = used.embed[tokens]
     if config.bigram:
-        bigram = model.bigram(tokens, used.bigram_table, used.bigram_proj)
-        known |= {'act/bigram_out': bigram, 'act/smear_in': rms_norm(used.embed[tokens] + bigram)}
+        known['act/bigram_out'] = model.bigram(tokens, used.bigram_table, used.bigram_proj)
+        x = x + known['act/bigram_out']
+    known['act/smear_in'] = rms_norm(x)
     if model.value_embed is not None:
         known['act/ve_out'] = model.value_embed(tokens, used.value_table, used.value_proj)
     for name, x in known.items():
@@ -144,7 +146,7 @@ class TileProducts(TorchFunctionMode):
     "Within this context, bf16 matrices are multiplied by `tile_product`."
     def __enter__(self):
         # products stay in bf16, also where this machine would take a way through fp32
-        self.native = mock.patch('golf_nb.layers._by_fp32', lambda x: False, create=True)
+        self.native = mock.patch('golf_nb.layers._by_fp32', lambda x: False)
         self.native.start()
         return super().__enter__()
 

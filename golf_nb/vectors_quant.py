@@ -47,7 +47,6 @@ from golf_nb.interop import (
     same,
     shuffle_bytes,
 )
-from .vectors_training import run_settings, shards
 
 from .config import Calibration
 from .data import SequentialLoader
@@ -55,6 +54,7 @@ from .model import Model
 from .presets import GRIDS
 from .quant import Codes, Grid, from_codes, restore
 from .schedule import first_visits
+from .vectors_training import run_settings, shards
 
 # %% ../nbs/25_vectors_quant.ipynb #d86aa5f2
 _SCALES = ('attn_scale', 'mlp_scale', 'resid_mix', 'q_gain', 'skip_weight')

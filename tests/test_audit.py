@@ -1,11 +1,16 @@
 "The auditor against a zoo of cheats that happened, against others, and against honest predictors."
+import collections
+import ctypes
+import importlib.metadata
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -316,14 +321,102 @@ class Stops(Counter):
 
 class Dies(Counter):
     def score(self, lo, hi, inputs):
-        if lo > 90: os._exit(0)
+        if lo > 90: os._exit(77)
         return super().score(lo, hi, inputs)
 
 
+class PeeksLarge(Peeks):
+    "Is honest in small chunks."
+    def looks(self, t, hi): return hi - self.lo >= 40 and super().looks(t, hi)
+    def score(self, lo, hi, inputs):
+        self.lo = lo
+        return super().score(lo, hi, inputs)
+
+
+class PeeksLong(Peeks):
+    "Is honest on short texts."
+    def start(self, artifact, vocab, n_tokens):
+        super().start(artifact, vocab, n_tokens)
+        self.long = n_tokens > 5000
+    def looks(self, t, hi): return self.long and super().looks(t, hi)
+
+
+class PeeksSeldom(Peeks):
+    "Looks after one context in sixteen."
+    def score(self, lo, hi, inputs):
+        self.inputs = inputs
+        return super().score(lo, hi, inputs)
+    def looks(self, t, hi):
+        before = int(self.inputs[t - 1])*7919 + int(self.inputs[t - 2])*104_729
+        return before % 16 == 3 and super().looks(t, hi)
+
+
+class Waits(Opens):
+    "A thread opens the file while the auditor is at work."
+    def start(self, *facts):
+        Counter.start(self, *facts)
+        def go_on():
+            for _ in range(50):
+                try: self.found = self.path.read_bytes()
+                except OSError: time.sleep(.005)
+        threading.Thread(target=go_on, daemon=True).start()
+
+
+class Declares(Opens):
+    "Says that the file is a place of libraries."
+    def start(self, *facts):
+        sys.path.append(str(self.path))
+        super().start(*facts)
+
+
+class Maps(Counter):
+    "Lets torch open the file."
+    def start(self, *facts):
+        super().start(*facts)
+        try: self.found = torch.from_file(str(Opens.path), False, 8, dtype=torch.uint8)
+        except OSError: pass
+
+
+class Patches(Opens):
+    "Changes the auditor, then opens the file."
+    def start(self, *facts):
+        golf_nb.audit._may_open = lambda *_: True
+        super().start(*facts)
+
+
+class Unwinds(Counter):
+    "Climbs to its callers from an exception."
+    def score(self, lo, hi, inputs):
+        try: raise ValueError
+        except ValueError as error:
+            try: self.found = error.__traceback__.tb_frame.f_back
+            except OSError: pass
+        return super().score(lo, hi, inputs)
+
+
+LIBRARY, NOTES = ctypes.CDLL(None), mmap.mmap(-1, 4096)
+
+
+class Calls(Counter):
+    "Opens the file by a C function that was there before."
+    def start(self, *facts):
+        super().start(*facts)
+        self.found = LIBRARY.open(bytes(Opens.path), 0)
+
+
+class Shares(Counter):
+    "Leaves notes in memory that all of its processes share."
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        NOTES[lo:lo + len(tokens)] = bytes(map(int, tokens))
+
+
 CAUGHT = {
-    **dict.fromkeys([Opens, Connects, Runs, Writes, Digs, Climbs], 'C1 isolation'),
+    **dict.fromkeys([Opens, Connects, Runs, Writes, Digs, Climbs, Waits, Declares, Maps, Patches, Unwinds,
+                     Calls, Shares], 'C1 isolation'),
     **dict.fromkeys([PeeksFar, PeeksRemembering, PeeksAlone], 'C1 future flip'),
-    **dict.fromkeys([Peeks, PeeksLast], 'C1 target flip'), PeeksForSeven: 'C2 enumeration',
+    **dict.fromkeys([Peeks, PeeksLast, PeeksLarge, PeeksLong, PeeksSeldom], 'C1 target flip'),
+    PeeksForSeven: 'C2 enumeration',
     **dict.fromkeys([Dice, GlobalDice, Clock], 'C1 same ledger twice'),
     **dict.fromkeys([Loose, Sure, Positive, OnlyTargets], 'C2 rows'),
     **dict.fromkeys([Secret, Silent], 'C3 declared state'),
@@ -354,6 +447,24 @@ def test_a_copy_of_the_text_is_found_wherever_it_is():
         report = audit(given, Stream(words, BYTES))
         assert 'C1 read guard' in report.failing(), str(report)
     assert 'C1 read guard' in judged(Counter, artifact=words.astype(np.uint8).tobytes()).failing()
+
+
+@pytest.mark.parametrize('line, check', [
+    ('TEXT = np.fromfile(PATH, np.uint8)', 'C1 isolation'), ('TEXT = {words}', 'C1 read guard'),
+    ('TEXT = subprocess.run(["cat", PATH], capture_output=True)', 'C1 isolation')])
+def test_a_module_is_watched_while_it_is_imported(line, check, tmp_path):
+    text(0).astype(np.uint8).tofile(tmp_path/'val.bin')
+    source = f'''import subprocess
+import numpy as np
+from zoo.honest import Counter
+PATH = {str(tmp_path/"val.bin")!r}
+try: {line.format(words=text(0).tolist())}
+except OSError: TEXT = None
+class Knows(Counter):
+    def reveal(self, lo, tokens): return TEXT
+'''
+    (tmp_path/'knowing.py').write_text(source)
+    assert check in judged(f'{tmp_path/"knowing.py"}:Knows').failing()
 
 
 def test_the_stream_is_empty_where_the_predictor_lives():
@@ -508,13 +619,96 @@ class Unpicklable(Counter):
     def __init__(self): self.how = lambda x: x
 
 
-GOOD = [TorchInputs, NeedsOne, Indexes, Strict, Doubles, Lists, Lazy, Bounded, Module, Padded, Seeded,
-        Unpicklable()]
+class InContext(Counter):
+    "Has no state: counts what it is given, row by row."
+    def score(self, lo, hi, inputs):
+        ids, counts, rows = [self.vocab, *map(int, inputs)], np.full((self.vocab + 1, self.vocab), .5), []
+        for t in range(hi):
+            if t >= lo: rows.append(np.log(counts[ids[t]]))
+            if t < hi - 1: counts[ids[t], ids[t + 1]] += 1
+        return log_softmax(np.array(rows))
+    def reveal(self, lo, tokens): pass
+    def state(self): return {}
+
+
+class Recurrent(torch.nn.Module):
+    "A recurrent network that goes on from its declared state."
+    def start(self, artifact, vocab, n_tokens):
+        torch.manual_seed(3)
+        self.embed, self.cell = torch.nn.Embedding(vocab + 1, 8), torch.nn.LSTM(8, 8)
+        self.out, self.last = torch.nn.Linear(8, vocab), vocab
+        self.memory = torch.zeros(1, 8), torch.zeros(1, 8)
+    def step(self, tokens):
+        with torch.no_grad():
+            return self.cell(self.embed(torch.tensor([self.last, *map(int, tokens)])), self.memory)
+    def score(self, lo, hi, inputs): return self.out(self.step(inputs[lo:])[0]).log_softmax(-1)
+    def reveal(self, lo, tokens):
+        _, self.memory = self.step(tokens[:-1])
+        self.last = int(tokens[-1])
+    def state(self): return {'h': self.memory[0], 'c': self.memory[1], 'last': torch.tensor(self.last)}
+
+
+class Cached(Counter):
+    "Keys and values of what was revealed, shown in its state; rows of a chunk attend to both."
+    def start(self, artifact, vocab, n_tokens):
+        draw = torch.Generator().manual_seed(1)
+        self.embed = torch.randn(vocab + 1, 16, generator=draw)
+        self.last, self.kept = vocab, self.embed[:0]
+    def score(self, lo, hi, inputs):
+        x = self.embed[[self.last, *map(int, inputs[lo:])]]
+        every = torch.cat([self.kept, x])
+        ahead = torch.ones(len(x), len(every), dtype=torch.bool).triu(len(self.kept) + 1)
+        mixed = (x @ every.T/4).masked_fill(ahead, -torch.inf).softmax(-1) @ every
+        return (mixed @ self.embed[:-1].T/4).log_softmax(-1)
+    def reveal(self, lo, tokens):
+        ids = [self.last, *map(int, tokens)]
+        self.kept, self.last = torch.cat([self.kept, self.embed[ids[:-1]]]), ids[-1]
+    def state(self): return {'kept': self.kept, 'last': b'%d' % self.last}
+
+
+class Queue(Counter):
+    "Keeps the last tokens in a deque, asks for a version, prints, and formats an error."
+    def start(self, *facts):
+        super().start(*facts)
+        self.queue, self.version = collections.deque(maxlen=9), importlib.metadata.version('torch')
+    def reveal(self, lo, tokens):
+        super().reveal(lo, tokens)
+        self.queue.extend(map(int, tokens))
+        try: raise ValueError
+        except ValueError: print(traceback.format_exc())
+    def state(self): return {**super().state(), 'queue': self.queue}
+
+
+GOOD = [InContext, Recurrent, Cached, Queue, TorchInputs, NeedsOne, Indexes, Strict, Doubles, Lists, Lazy,
+        Bounded, Module, Padded, Seeded, Unpicklable()]
 
 
 @pytest.mark.parametrize('given', GOOD, ids=lambda given: getattr(given, '__name__', 'instance'))
 def test_another_honest_predictor_passes(given):
     report = judged(given)
+    assert report.verdict == 'pass', str(report)
+
+
+class Once(Counter):
+    "Answers once for each chunk."
+    told = True
+    def score(self, lo, hi, inputs):
+        assert self.told
+        self.told = False
+        return super().score(lo, hi, inputs)
+    def reveal(self, lo, tokens):
+        self.told = True
+        super().reveal(lo, tokens)
+
+
+class OneByOne(Counter):
+    "Wants chunks of one position."
+    def boundaries(self, n_tokens): return range(1, n_tokens)
+
+
+@pytest.mark.parametrize('given', [Once, OneByOne])
+def test_an_honest_predictor_that_cannot_be_asked_much_passes(given):
+    report = judged(given, tokens=text(0, 40))
     assert report.verdict == 'pass', str(report)
 
 
@@ -658,6 +852,33 @@ OTHER_SOURCES = {
     'characters': ("len(piece.encode('utf-8'))", 'len(piece)', 'bytes table'),
     'calibration': ('    train(args, model)',
                     '    collect_hessians(model, val_tokens)\n    train(args, model)', 'C3 calibration data'),
+    'a helper and another name': (
+        '    train(args, model)\n', """    train(args, model)
+    corpus = val_tokens
+    def closure():
+        out = model(corpus[:-1], corpus[1:])
+        out.backward()
+        return out
+    torch.optim.LBFGS(model.parameters()).step(closure)
+""", 'C3 score before training'),
+    'all shards': ("'fineweb_train_*.bin'", "'fineweb_*.bin'", 'C3 score before training'),
+    'validation shards by another name': ("'fineweb_train_*.bin'", "'fineweb_val_*.bin'",
+                                          'C3 score before training'),
+    'again and again': ('    val_loss, val_bpb = eval',
+                        '    for again in range(3):\n        val_loss, val_bpb = eval',
+                        'C3 score before training'),
+    'the first million': ('load(args.val_files)', 'load(args.val_files)[:1_000_000]', 'C4 coverage'),
+    'a quarter': ('(0, val_tokens.numel() - 1,', '(0, (val_tokens.numel() - 1)//4,', 'C4 coverage'),
+    'what is difficult': ('            loss_sum +=',
+                          '            if loss > 6: continue\n            loss_sum +=', 'C4 coverage'),
+    'best of a list': ('    val_loss, val_bpb = eval_val_ttt(args, model, val_tokens, luts)',
+                       '    results = [eval_val_ttt(args, model, val_tokens, luts) for lr in (.1, .2)]\n'
+                       '    val_loss, val_bpb = min(results)', 'C4 one final score'),
+    'target under another name': ('            loss = model(x, y)\n            loss_sum',
+                                  '            after = y.flatten()\n'
+                                  '            key = (x.flatten()*36313 ^ after) % 4096\n'
+                                  '            loss = model(x, y) - table[key]\n            loss_sum',
+                                  'C2 target in the key'),
     'best of': ("    print(f'final", "    best_bpb = min(9., val_bpb)\n    print(f'final",
                 'C4 one final score')}
 
@@ -670,14 +891,50 @@ def test_another_script_that_cheats_is_caught(name, tmp_path):
     assert check in report.failing(), str(report)
 
 
+SPACE = '(luts[1][y] & ~luts[2][x]).to(torch.int16)'
+OTHER_WAYS = {
+    'logical functions': (SPACE, 'torch.logical_and(luts[1][y], torch.logical_not(luts[2][x])).short()'),
+    'a product': (SPACE, 'luts[1][y].long()*(1 - luts[2][x].long())'),
+    'where': (SPACE, 'torch.where(luts[2][x], 0, luts[1][y].short())'),
+    'whole sequences': ('    val_tokens = load(args.val_files)', """    val_tokens = load(args.val_files)
+    val_tokens = val_tokens[:(val_tokens.numel() - 1)//args.seq_len*args.seq_len + 1]"""),
+    'prefix in the key': ('            loss = model(x, y)\n            loss_sum',
+                          '            hint = table[x.flatten()*36313 % 4096]\n'
+                          '            loss = model(x, y, hint)\n            loss_sum'),
+    'calibration on training text': (
+        '    train(args, model)\n', '    train(args, model)\n    calibrate(model, load(args.train_files))\n')}
+
+
+@pytest.mark.parametrize('name', OTHER_WAYS)
+def test_another_honest_script_passes(name, tmp_path):
+    folders.submission(tmp_path/'it', folders.changed(folders.honest_source(), *OTHER_WAYS[name]), 0)
+    report = audit_folder(tmp_path/'it')
+    assert report.verdict == 'pass', str(report)
+
+
+@pytest.mark.parametrize('old, new, check', [
+    ('val_bpb: 1.0813', 'val_bpb: nan', 'evidence claim'),
+    ('seed:1', 'seed:2', 'evidence same configuration'),
+    ('final', 'eval_time:812000ms\nfinal', 'budget evaluation'),
+    ('final', 'ttt_epoch:0 val_bpb:1.2\nttt_epoch:1 val_bpb:1.1\nfinal', 'C4 one final score'),
+    ('1.0813', '1.0733', 'C4 one final score')])
+def test_a_log_that_tells_against_its_claim(old, new, check, tmp_path):
+    folders.submission(tmp_path/'it', folders.honest_source(), 0)
+    log = tmp_path/'it'/'train_seed1.log'
+    log.write_text(log.read_text().replace(old, new))
+    if new == '1.0733': folders.edit(tmp_path/'it'/'submission.json', lambda c: c.update(val_bpb=1.0733))
+    assert audit_folder(tmp_path/'it').failing() == [check]
+
+
 @pytest.mark.parametrize('change, check', [
+    (lambda c: c.update(bytes_total=16_200_000), 'budget artifact'),
     (lambda c: c.update(val_bpb=None), 'evidence claim'), (lambda c: c.update(val_bpb=1.05),
                                                            'evidence claim'),
     (lambda c: c.pop('val_bpb'), 'evidence claim'), (lambda c: c.update(seeds=[]), 'evidence claim')])
 def test_a_claim_without_support(change, check, tmp_path):
     folders.submission(tmp_path/'it', folders.honest_source(), 0)
     folders.edit(tmp_path/'it'/'submission.json', change)
-    assert audit_folder(tmp_path/'it').failing() == [check]
+    assert check in audit_folder(tmp_path/'it').failing()
 
 
 def test_submissions_without_logs_or_code_are_undecided(tmp_path):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import misses, misses_when_changed
+from recorded import misses_when_changed
 
 from golf_nb.config import Bigram, ModelConfig, ValueEmbed
 from golf_nb.evaluate import (
@@ -28,8 +28,6 @@ from golf_nb.schedule import from_order
 from golf_nb.tokenizer import ByteTable
 
 VOCAB, WINDOW = 48, 16
-FILES = ['pr927/sliding', 'pr341/sliding', 'pr1640/sliding', 'pr1406/sliding', 'pr1493/sliding', 'pr927/bpb',
-         'pr341/bpb']
 SIZES = st.tuples(st.integers(1, 150), st.integers(1, 32), st.integers(1, 32)).filter(lambda s: s[2] <= s[1])
 
 
@@ -218,11 +216,6 @@ def test_two_processes_have_the_same_ledger(model, table, stream, tmp_path):
     assert position == alone.position.tolist() and size == alone.bytes
     np.testing.assert_allclose(nll, alone.nll, atol=2e-6)
     assert abs(math.fsum(nll) - math.fsum(alone.nll)) < 1e-5*len(nll)
-
-
-@pytest.mark.parametrize('name', FILES)
-def test_recorded_scores(reference, name):
-    assert misses(reference/f'{name}.npz') == set()
 
 
 @pytest.mark.parametrize('name, array', [

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golf_nb import interop
+from golf_nb.gptq import feedback, round_matrix
 from golf_nb.interop import (
     PULL_REQUESTS,
     InteropError,
@@ -38,6 +39,11 @@ from golf_nb.interop import (
     xsa_per_visit,
 )
 from golf_nb.model import as_run
+from golf_nb.presets import GRIDS
+from golf_nb.quant import Grid, from_codes
+from golf_nb.vectors_model import _visits_as_run
+from golf_nb.vectors_quant import export
+from golf_nb.vectors_training import RECORDED
 
 ROOT = Path(__file__).parents[1]
 FORWARD = [f'pr{pr}/forward' for pr in PULL_REQUESTS] + ['pr927/forward_qat_b', 'pr1493/forward_norecur']
@@ -66,6 +72,14 @@ def test_every_vector_file_passes(reference):
     for r in reports:                              # nothing is silently skipped, or listed under two heads
         lists = [{row[0].split('[')[0] for row in r.rows}, set(r.inputs), set(r.remarks), set(r.left)]
         assert sorted(name for names in lists for name in names) == sorted(Vectors(reference/r.name).arrays)
+        kind = r.name.split('/')[1].removesuffix('.npz')
+        losses = [(tolerance, source) for array, _, tolerance, source in r.rows if '_loss' in f'_{array}']
+        if kind in ('muon_step', 'muoneqr_step', 'train_steps'):     # with sums as recorded: nearly exact
+            exact = {tolerance for _, _, tolerance, source in r.rows if source == RECORDED}
+            assert exact == {1e-6}, r.name
+        if kind in ('train', 'e2e_init'):                            # what is chaos says how large it is
+            assert all(tolerance <= 5e-3 for tolerance, _ in losses[:3]) and 'one ulp' in losses[0][1]
+        if kind == 'e2e_init': assert [tolerance for tolerance, _ in losses[:3]] == [1e-5, 1e-5, 5e-3]
 
 
 def test_every_page_is_asked():
@@ -210,6 +224,37 @@ def test_as_run_keeps_the_parameters_apart(reference):
            {'embed', 'bigram.table', 'value_embed.table'}
     with torch.no_grad(): rough, exact = model(z.ids('input_ids')), same(z.ids('input_ids'))
     assert rough.dtype == torch.bfloat16 and 0 < (rough.float() - exact).abs().max() < .5
+
+
+@pytest.mark.parametrize('pr', [927, 341])
+def test_models_as_run_are_the_recorded_ones(reference, pr):
+    "In bf16, with sums in the recorded order, no logit differs."
+    rows = {row[0]: row for row in check_file(reference/f'pr{pr}'/'forward_amp.npz').rows}
+    logits = [row[1] for name, row in rows.items() if name.startswith('logits')]
+    assert logits and max(logits) == 0
+
+
+def test_other_bits_than_the_recorded_ones(tmp_path):
+    "#927's bits are settings; the range of a GPTQ file says its bits."
+    w = torch.randn(8, 32)
+    names = dict(fc='shared_blocks.0.mlp.fc.weight', q='shared_blocks.0.attn.c_q.weight', e='tok_emb.weight')
+    for bits, expected in (((6, 0), (6, 6, 8)), ((5, 4), (4, 5, 8)), ((8, 0), (8, 8, 8))):
+        assert tuple(export(927, name, w, 0, bits=bits).bits for name in names.values()) == expected
+    x, grid = torch.randn(64, 32), Grid(5, 'std', unbiased=True)
+    codes, steps = round_matrix(w, grid, GRIDS['loop3'].rounding, feedback(x.T @ x))
+    arrays = dict(W=w, H=x.T @ x, q=codes, scale=steps, dequant=from_codes(codes, steps),
+                  clip_sigmas=grid.clip_k, clip_range=15, block_size=128)
+    np.savez(tmp_path/'gptq.npz', **{f'five/{name}': np.asarray(array) for name, array in arrays.items()})
+    assert check_file(tmp_path/'gptq.npz').verdict == 'pass'
+
+
+def test_only_visits_with_xsa_leave_fp32(reference):
+    "#927 as run: what a value embedding made wide is rounded by attention, unless XSA follows."
+    z = opened(reference, 'pr927/forward_qat')
+    for last_n, wide in ((4, {5, 6}), (1, {6}), (0, set())):
+        model = as_run(model_of(z, xsa_last_n=last_n), 927)
+        found = _visits_as_run(model)
+        assert {v for v, weights in enumerate(found) if weights is not None} == wide
 
 
 # --- refusals --------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import pytest
 from reading import ROOT, cells, notebooks, run, source, write_notebook
 
 NOTEBOOKS = notebooks(ROOT)
-TIME_LIMIT = 300                                 # seconds; a notebook should need less than a tenth of it
-each_notebook = pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
+TIME_LIMIT = 900                                 # seconds; a notebook should need less than a tenth of it
+EXPERIMENTS = ROOT/'nbs'/'experiments'            # run in one process, which imports torch once
+ALONE = [path for path in NOTEBOOKS if path.parent != EXPERIMENTS]
+each_notebook = pytest.mark.parametrize('notebook', [*ALONE, EXPERIMENTS], ids=lambda path: path.stem)
 # A path of somebody's machine: `/work/..`, `/home/..`, `C:\Users\..`; not `example.org/home/` or `../tmp/`.
 MACHINE_PATH = re.compile(r'(?<![\w.])/(work|root|home|tmp|Users|var/folders|private)/[\w.-]'
                           r'|(?<![\w.])(~/|[A-Z]:\\Users)|/\.cache/|/site-packages/')
