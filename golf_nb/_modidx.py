@@ -1112,8 +1112,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                          'golf_nb.vectors_scoring._loop3_ttt_case': ( 'vectors_scoring.html#_loop3_ttt_case',
                                                                                       'golf_nb/vectors_scoring.py'),
                                          'golf_nb.vectors_scoring._moved': ('vectors_scoring.html#_moved', 'golf_nb/vectors_scoring.py'),
-                                         'golf_nb.vectors_scoring._near_twin': ( 'vectors_scoring.html#_near_twin',
-                                                                                 'golf_nb/vectors_scoring.py'),
                                          'golf_nb.vectors_scoring._prequant_case': ( 'vectors_scoring.html#_prequant_case',
                                                                                      'golf_nb/vectors_scoring.py'),
                                          'golf_nb.vectors_scoring._replay_config': ( 'vectors_scoring.html#_replay_config',

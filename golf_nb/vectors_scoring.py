@@ -18,7 +18,6 @@ from golf_nb.interop import (
     Comparison,
     Kind,
     Vectors,
-    from_reference,
     model_of,
     near,
     reference_items,
@@ -30,9 +29,7 @@ from .config import TTTConfig
 from .evaluate import Scores, sliding, windows
 from .model import Model
 from .tokenizer import ByteTable
-from .ttt import Adapted, ScoreFirst, ValidationTraining, score_first, train_on_validation
-from .vectors_model import TileProducts
-from .vectors_training import beside, nudged
+from .ttt import ScoreFirst, ValidationTraining, score_first, train_on_validation
 
 # %% ../nbs/26_vectors_scoring.ipynb #254c4d9e
 def _table(z: Vectors, base: str, space: str = 'has_leading_space', edge: str = 'is_boundary') -> ByteTable:
@@ -229,39 +226,28 @@ def _replay_config(args: Mapping[str, Any]) -> TTTConfig:
 
 def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
     "Score-first adaptation of #1406: Muon-style or SGD, with fixed or entropy-adaptive epochs."
-    table = _table(z, 'lut_base_bytes', 'lut_leading_space', 'lut_boundary')
+    model, table = model_of(z).eval(), _table(z, 'lut_base_bytes', 'lut_leading_space', 'lut_boundary')
     for case, facts in z.config()['cases'].items():
         args, tokens, at = facts['args'], z['tokens'][:facts['num_tokens']], f'{case}/'
         chosen = _replay_config(args)
-        def adapted(params, args=args, facts=facts, tokens=tokens, chosen=chosen):
-            model = from_reference(1406, params, z.config()).eval()
-            with TileProducts():
-                return score_first(model, tokens, args['train_seq_len'], facts['stride'], chosen, bytes=table,
-                                   tail='rescore-927', batch=facts['batch_seqs'])
-        run, muon = adapted(z.under('param/')), chosen.update == 'muon'
-        twin = adapted(nudged(z.under('param/'), int(tokens[0]))) if muon else run
+        run = score_first(model, tokens, args['train_seq_len'], facts['stride'], chosen, bytes=table,
+                          tail='rescore-927', batch=facts['batch_seqs'])
+        muon = chosen.update == 'muon'
         names = {key: name for key, name in _NAMES.items() if not (muon and key in ('nll', 'loss', 'bpb'))}
         yield from _compared(run, z, names | {'position': 'position'}, at)
-        if muon: yield from _near_twin(run, twin, at)
+        if muon:
+            yield Comparison(f'{at}nll', run.nll, 5e-3, 'RMS, nats', rms)
+            yield near(f'{at}val_loss', run.nll.mean(), 1e-4*np.log(2)*run.bytes/len(run.nll), README)
+            yield near(f'{at}val_bpb', run.bpb, 1e-4, README)
         yield same(f'{at}chunk', run.chunk)
         starts, order = _window_chunks(run), range(len(run.chunk_nll))
         yield same(f'{at}windows_per_chunk', [starts.count(c) for c in order])
         yield same(f'{at}train_steps_per_chunk', [sum(s.chunk == c for s in run.steps) for c in order[:-1]])
-        means = (one.chunk_nll/one.chunk_tokens for one in (run, twin))
-        yield beside(f'{at}chunk_nll', *means, 5e-3 if muon else 1e-4, chaotic=muon, source=BOUND)
-        losses = ([step.nats for step in one.steps] for one in (run, twin))
-        yield beside(f'{at}train_losses', *losses, 2e-2 if muon else 1e-4, chaotic=muon, source=BOUND)
+        yield near(f'{at}chunk_nll', run.chunk_nll/run.chunk_tokens, 5e-3 if muon else 1e-4, BOUND)
+        yield near(f'{at}train_losses', [s.nats for s in run.steps], 2e-2 if muon else 1e-4, BOUND)
         if muon: yield from _moved(z, run.model, f'{at}final/', 0.02)
         else: yield from _finals(z, run.model, f'{at}final/')
         yield from _sums(z, run.model, f'{at}final_sum/', muon)
-
-
-def _near_twin(run: Adapted, twin: Adapted, at: str) -> Iterator[Comparison]:
-    "Scores under Muon-style adaptation: bf16 gradients are chaotic."
-    yield beside(f'{at}nll', run.nll, twin.nll, 5e-3, rms, chaotic=True, source=BOUND)
-    nats = 1e-4*np.log(2)*run.bytes/len(run.nll)          # what 1e-4 bits per byte are
-    yield beside(f'{at}val_loss', run.nll.mean(), twin.nll.mean(), nats, chaotic=True)
-    yield beside(f'{at}val_bpb', run.bpb, twin.bpb, 1e-4, chaotic=True)
 
 
 def _sums(z: Vectors, model: Model, prefix: str, muon: bool) -> Iterator[Comparison]:
