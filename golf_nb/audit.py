@@ -34,6 +34,7 @@ import signal
 import struct
 import sys
 import sysconfig
+import tempfile
 import time
 import types
 import warnings
@@ -480,6 +481,7 @@ def _settle(read: int, write: int):
     "Make a forked process forget its parent: tokens, files, threads, random numbers."
     os.setpgid(0, 0)                          # its own group: it can be ended with all that it forked
     for stream in list(_STREAMS): stream.wipe()
+    tempfile.gettempdir()                     # tries by writing, once; libraries ask when they are imported
     quiet = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2): os.dup2(quiet, fd)
     kept = sorted({0, 1, 2, read, write})

@@ -689,6 +689,20 @@ def test_another_honest_predictor_passes(given):
     assert report.verdict == 'pass', str(report)
 
 
+def test_libraries_may_be_imported_late():
+    "An optimizer of torch imports much when it is first made; here, in a program that has not done so."
+    program = """import numpy as np
+from test_audit import BYTES, Module, Stream, audit, text
+import sys
+assert 'torch._dynamo' not in sys.modules
+report = audit(Module, Stream(text(0, 40), BYTES))
+assert report.verdict == 'pass', str(report)"""
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ZOO.parent), str(ZOO.parent.parent)])}
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True,
+                          timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 class Once(Counter):
     "Answers once for each chunk."
     told = True
