@@ -18,6 +18,7 @@ from .conditioning import Row
 from .config import ModelConfig
 from .layers import linear, matmul, rms_norm, rotate
 from .schedule import VirtualLayer
+from .tiles import fits, tile_attention
 
 # %% ../nbs/07_block.ipynb #3f11eb4b
 RUN = 64  # queries of a run on a CPU, at least; shorter runs skip more of the triangle, in smaller products
@@ -119,6 +120,7 @@ def trained_attention(
     v: Float[Tensor, "B T K Dh"],      # values
 ) -> Float[Tensor, "B N H Dh"]:        # each position's mix of values at or before it
     "Attend as `causal_attention` does, with a faster way back on a CPU; once, in reverse mode."
+    if fits(q): return tile_attention(q, k, v)
     return _AttentionByRuns.apply(q, k, v) if q.device.type == 'cpu' else fused_attention(q, k, v)
 
 # %% ../nbs/07_block.ipynb #e3b7e0bd

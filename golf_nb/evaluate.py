@@ -28,9 +28,10 @@ from tqdm import tqdm
 from .artifact import load, read_header, write_atomically
 from .config import RunConfig, from_dict
 from .data import get_dataset
-from .model import Model, as_run, build, compile_parts, compiler, keep_memory, read_out
+from .model import Model, as_run, build, compile_parts, keep_memory, read_out
 from .presets import original
 from .quant import prepare, qat_plan, restore
+from .tiles import compiler
 from .tokenizer import ByteTable
 
 # %% ../nbs/13_evaluate.ipynb #e3dc2e25

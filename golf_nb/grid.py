@@ -377,7 +377,8 @@ def work_on(
     "Be the worker of one run: compile if that is possible, and leave a record whatever happens."
     import torch
 
-    from golf_nb.model import compiler, keep_memory
+    from golf_nb.model import keep_memory
+    from golf_nb.tiles import compiler
     torch.set_num_threads(1)
     keep_memory()
     if job.config.compile and not compiler():

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['See', 'ROUNDING', 'Used', 'read_out', 'nats', 'Model', 'overtone', 'initialize', 'compile_parts', 'recompute',
-           'build', 'compiler', 'keep_memory', 'as_run', 'count_parameters', 'flops_per_token', 'memory_bytes']
+           'build', 'keep_memory', 'as_run', 'count_parameters', 'flops_per_token', 'memory_bytes']
 
 # %% ../nbs/08_model.ipynb #e8d7f9f8
 import ctypes
-import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +26,7 @@ from .config import ModelConfig
 from .layers import BigramHash, ValueEmbedding, linear, rms_norm, rotary_table, smear
 from .quant import parameter_role
 from .schedule import Schedule
+from .tiles import load_tiles
 
 # %% ../nbs/08_model.ipynb #815f1958
 See = Callable[[int, str, Tensor], None]  # receives (virtual layer, name, tensor)
@@ -235,6 +234,7 @@ def compile_parts(
     model: Model,
 ) -> Model:                         # the same model
     "Compile one visit and the loss. Visits share the graph: a deeper schedule compiles no longer."
+    load_tiles()                                   # the attention of a CPU with tiles
     if model.visit is visit: model.visit = partial(visit, attend=trained_attention)
     model.visit, model.nats = (torch.compile(part, dynamic=False) for part in (model.visit, model.nats))
     return model
@@ -258,12 +258,6 @@ def build(
     return model if str(device) == 'meta' else initialize(model.to_empty(device=device), seed)
 
 # %% ../nbs/08_model.ipynb #23e26360
-def compiler() -> str | None:      # its path
-    "Find the C++ compiler that torch.compile would use on a CPU."
-    candidates = (os.environ.get('CXX') or 'g++', 'g++', 'clang++', 'c++')
-    return next(filter(None, map(shutil.which, candidates)), None)
-
-
 def keep_memory() -> bool:         # was anything changed?
     "Tell glibc to keep freed memory instead of returning it to the system."
     if platform.libc_ver()[0] != 'glibc': return False

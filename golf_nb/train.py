@@ -98,8 +98,9 @@ def main(
     import torch
     import torch.distributed as dist
 
-    from golf_nb.model import compiler, keep_memory
+    from golf_nb.model import keep_memory
     from golf_nb.report import summary
+    from golf_nb.tiles import compiler, load_tiles
     from golf_nb.trainer import Process, TrainingError, train
 
     if command.explain:
@@ -115,6 +116,8 @@ def main(
     if run.compile and device.type == 'cpu' and not compiler():
         say('no C++ compiler found (g++ or clang++): going on uncompiled, which is slower')
         run = replace(run, compile=False)
+    if run.compile and device.type == 'cpu' and run.precision != 'fp32' and load_tiles():
+        say('attention in bf16 runs on the tiles of this processor (golf_nb.tiles)')
     if device.type == 'cpu' and keep_memory(): say('glibc is told to keep freed memory (mallopt)')
     # did a worker die, and torchrun start all again?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0

@@ -19,8 +19,8 @@ def notebooks(root):
 
 
 def chapters(root):
-    "The notebooks that are a module: `nbs/NN_name.ipynb`."
-    return [path for path in notebooks(root) if re.fullmatch(r'\d\d_\w+', path.stem)]
+    "The notebooks that are a module: `nbs/NN_name.ipynb`, or NNb between two."
+    return [path for path in notebooks(root) if re.fullmatch(r'\d\d[a-z]?_\w+', path.stem)]
 
 
 def modules(root):

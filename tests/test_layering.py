@@ -7,7 +7,7 @@ from reading import ROOT, cells, chapters, exported, modules, nodes, notebooks, 
 
 def layers(root):
     "Module name -> number of its notebook."
-    return {path.stem[3:]: int(path.stem[:2]) for path in chapters(root)}
+    return {path.stem.split('_', 1)[1]: path.stem.split('_')[0] for path in chapters(root)}
 
 
 def targets(path):
@@ -25,10 +25,10 @@ def targets(path):
 def upward_imports(root):
     "Imports of a module that is not below the importer, in notebooks and in the package."
     number = layers(root)
-    importers = [(path, number[path.stem[3:]]) for path in chapters(root)]
-    importers += [(path, number.get(path.stem, -1)) for path in modules(root)]
+    importers = [(path, number[path.stem.split('_', 1)[1]]) for path in chapters(root)]
+    importers += [(path, number.get(path.stem, '')) for path in modules(root)]
     return [f'{path.name} imports {target}, which is not below it' for path, layer in importers
-            for target in targets(path) if number.get(target, 100) >= layer]
+            for target in targets(path) if number.get(target, '~') >= layer]
 
 
 def star_imports(root):
@@ -43,9 +43,10 @@ def misnamed(root):
     for path in chapters(root):
         default = re.search(r'#\|\s*default_exp\s+(\S+)', '\n'.join(source(cell) for cell in cells(path)))
         name = default and default[1]
-        if name != path.stem[3:]: found.append(f'{path.name} exports {name}')
-        if path.stem[:2] in used: found.append(f'{path.name} has the number of {used[path.stem[:2]]}')
-        used[path.stem[:2]] = path.name
+        if name != path.stem.split('_', 1)[1]: found.append(f'{path.name} exports {name}')
+        number = path.stem.split('_')[0]
+        if number in used: found.append(f'{path.name} has the number of {used[number]}')
+        used[number] = path.name
     return found
 
 

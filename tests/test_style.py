@@ -25,7 +25,7 @@ WIDTH = 110
 
 def vague_names(root):
     "Modules named after nothing."
-    return [path.name for path in chapters(root) if path.stem[3:] in VAGUE] + \
+    return [path.name for path in chapters(root) if path.stem.split('_', 1)[1] in VAGUE] + \
            [path.name for path in modules(root) if path.stem in VAGUE]
 
 
