@@ -101,7 +101,7 @@ def rotate(
     "Turn the leading channels of each head by its position's angles."
     half = cos.shape[-1]
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)      # (T, half) -> (T, 1, half)
-    a, b, rest = x[..., :half], x[..., half:2*half], x[..., 2*half:]
+    a, b, rest = x.split((half, half, x.shape[-1] - 2*half), dim=-1)   # its way back is one concatenation
     return torch.cat([a*cos + b*sin, b*cos - a*sin, rest], dim=-1)
 
 # %% ../nbs/05_layers.ipynb #e8d25cd2
