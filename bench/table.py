@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 RECORDS = HERE.parent/'results'/'speed'
 SCRIPTS = {                       # with what makes them short
     'train': ['--rounds', '2', '--steps', '2'],
-    'evaluate': ['--rounds', '2', '--tokens', '4096'],
+    'evaluate': ['--rounds', '2', '--tokens', '16384'],
     'ttt': ['--rounds', '2', '--tokens', '8192'],
     'attention': ['--rounds', '7'],
     'files': ['--rounds', '3'],

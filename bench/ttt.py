@@ -45,7 +45,7 @@ def turns(trees, preset, tokens, rounds):
     def begin(tree):
         return subprocess.Popen([sys.executable, '-c', ONCE, preset, str(tokens), str(rounds),
                                  str(DTYPE).removeprefix('torch.')],
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree,
                                 env={**os.environ, 'PYTHONPATH': str(tree)})
     rows, processes = {name: [] for name in trees}, {}
     for turn in range(rounds + 1):
