@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from beside import write_record
 
-from golf_nb.block import fused_attention, trained_attention
+from golf_nb.block import _AttentionByRuns, fused_attention
 from golf_nb.model import keep_memory
+from golf_nb.tiles import load_tiles, tile_attention
 
 def by_runs(q, k, v, mask='loaded', divide='shares', largest=True, runs=4):
     "The way it began: runs of queries, a mask that is read, shares that are divided; and its variants."
@@ -45,8 +46,9 @@ VARIANTS = {                       # name: function, kept?
                               'no: overflows where scores exceed 88'),
     'eight runs instead of four': (partial(by_runs, mask='computed', divide='output', runs=8),
                                    'no: compiles for longer'),
-    'way back written out': (trained_attention, 'yes'),
+    'way back written out': (_AttentionByRuns.apply, 'yes'),
 }
+if load_tiles(): VARIANTS['tiles'] = tile_attention, 'yes, where the processor has them'
 
 
 def seconds(attend, parts):

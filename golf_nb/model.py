@@ -247,7 +247,7 @@ def compile_parts(
     model: Model,
 ) -> Model:                         # the same model
     "Compile one visit and the loss. Visits share the graph: a deeper schedule compiles no longer."
-    load_tiles()                                   # the attention of a CPU with tiles
+    if model.embed.device.type == 'cpu': load_tiles()
     if model.visit is visit: model.visit = partial(visit, attend=trained_attention)
     if model.nats is nats: model.nats = trained_nats
     model.visit, model.nats = (torch.compile(part, dynamic=False) for part in (model.visit, model.nats))
