@@ -52,10 +52,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--scripts', nargs='+', default=list(SCRIPTS), choices=SCRIPTS)
     parser.add_argument('--from-records', action='store_true', help='measure nothing, show results/speed')
+    parser.add_argument('--keep', action='store_true', help='write the records to results/speed')
     chosen, lines = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         for script in chosen.scripts:
-            out = (RECORDS if chosen.from_records else Path(folder))/f'{script}.json'
+            out = (RECORDS if chosen.from_records or chosen.keep else Path(folder))/f'{script}.json'
             if not chosen.from_records:
                 print(f'== {script}', flush=True)
                 command = [sys.executable, HERE/f'{script}.py', *SCRIPTS[script], '--out', out]
