@@ -13,34 +13,38 @@ from beside import matrix_rate, write_record
 PRESETS = 'cycle', 'hybrid', 'universal', 'replay', 'loop3'
 
 
-def one(name, rounds, tokens, steps):
+def one(name, rounds, tokens, steps, recomputed=False):
     "Measure one preset in this process."
     import time
 
     import torch
 
     from golf_nb.data import get_dataset
-    from golf_nb.model import flops_per_token, keep_memory
+    from golf_nb.model import flops_per_token, keep_memory, memory_bytes
     from golf_nb.optim import Clock
     from golf_nb.presets import get
     from golf_nb.trainer import Process, prime, start, train_step
     keep_memory()
     config = get(name)
-    config = replace(config, steps=1000, data=replace(config.data, batch_tokens=tokens))
+    config = replace(config, steps=1000, recompute=recomputed, data=replace(config.data, batch_tokens=tokens))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024     # torch itself
     run = start(config, get_dataset(config.data.source, config.model.vocab), Process())
     begin = time.perf_counter()
     prime(run)
     compiled, late = time.perf_counter() - begin, Clock(900, steps=1000)   # all visits, on the grid
     train_step(run, late)
-    flops, seen = flops_per_token(config.model, config.data.seq_len), []
+    T = config.data.seq_len
+    flops, seen = flops_per_token(config.model, T), []
     for _ in range(rounds):
         rate, begin = matrix_rate(), time.perf_counter()
         for _ in range(steps): train_step(run, late)
         seconds = (time.perf_counter() - begin)/steps
         rate = (rate + matrix_rate())/2
         seen.append({'tokens_per_second': tokens/seconds, 'rate': rate, 'share': tokens*flops/seconds/rate})
-    return {'preset': name, 'mflop_per_token': flops/1e6, 'seq_len': config.data.seq_len, 'tokens': tokens,
+    return {'preset': name, 'mflop_per_token': flops/1e6, 'seq_len': T, 'tokens': tokens,
             'compile_seconds': compiled, 'rounds': seen, 'threads': torch.get_num_threads(),
+            'recomputed': recomputed, 'before_mib': before,
+            'estimated_mib': memory_bytes(config.model, T, tokens//T, recomputed=recomputed)/2**20,
             'peak_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024}
 
 
@@ -51,16 +55,18 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=3, help='of a round')
     parser.add_argument('--tokens', type=int, default=16384, help='of a step')
+    parser.add_argument('--recompute', action='store_true', help='visits are computed again on the way back')
     parser.add_argument('--out', type=Path, help='write a record')
     parser.add_argument('--one', action='store_true', help='measure the first preset here, and print JSON')
     chosen = parser.parse_args()
     if chosen.one:
-        return print(json.dumps(one(chosen.presets[0], chosen.rounds, chosen.tokens, chosen.steps)))
+        sizes = chosen.rounds, chosen.tokens, chosen.steps
+        return print(json.dumps(one(chosen.presets[0], *sizes, chosen.recompute)))
     records = []
     print(f'{"preset":10} {"tokens/s":>9} {"share of the matrix rate":>25} {"compiled in":>12} {"peak":>10}')
     for name in chosen.presets:
         words = ['--one', '--presets', name, '--rounds', chosen.rounds, '--steps', chosen.steps,
-                 '--tokens', chosen.tokens]
+                 '--tokens', chosen.tokens, *['--recompute']*chosen.recompute]
         done = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, text=True,
                               check=True)
         record = json.loads(done.stdout.splitlines()[-1])
