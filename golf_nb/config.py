@@ -105,7 +105,7 @@ class Calibration:
     act_order: bool = True                # columns in order of falling diagonal?
     block: int = 128                      # columns after which all later ones are updated
 
-
+# %% ../nbs/01_config.ipynb #efb538b9
 @dataclass(frozen=True)
 class QuantConfig:
     "How weights become integer codes, in training and in the file."
@@ -135,7 +135,7 @@ class QuantConfig:
     controls: Literal['fp16', 'fp32'] = 'fp16'  # how scales, gains, mixes, and gates are stored
     prune_bytes: int | None = None        # zero the cheapest codes +-1 until the file is this small (#1406)
 
-
+# %% ../nbs/01_config.ipynb #d0abce53
 @dataclass(frozen=True)
 class OptimConfig:
     "Muon for matrices, AdamW for the rest."
@@ -198,7 +198,7 @@ class EvalConfig:
     seconds: float = 60.                  # time to aim at when the stride is chosen
     batch: int = 32                       # windows per forward pass
 
-
+# %% ../nbs/01_config.ipynb #8a6eab99
 @dataclass(frozen=True)
 class TTTConfig:
     "How a model adapts to text that it has already scored: a chunk is scored, committed, then trained on."
@@ -229,7 +229,7 @@ class TTTConfig:
     warm: bool = True                     # ... but for their A, which keeps what it has learnt?
     decay: float = 0.                     # AdamW, of adapters
 
-
+# %% ../nbs/01_config.ipynb #c427f1a4
 @dataclass(frozen=True)
 class RunConfig:
     "One run: everything its result depends on."
