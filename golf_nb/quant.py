@@ -43,7 +43,7 @@ class Grid:
         "Largest code, R."
         return 2**(self.bits - 1) - 1
 
-
+# %% ../nbs/04_quant.ipynb #69eb4220
 def row_reach(
     w: Float[Tensor, "out in"],     # weights
     grid: Grid,
@@ -68,7 +68,7 @@ def row_steps(
     empty = (reach == 0) & (grid.floor <= 2.**-24)
     return torch.where(empty, 1., steps).half()
 
-
+# %% ../nbs/04_quant.ipynb #9b11e734
 def to_codes(
     w: Float[Tensor, "out in"],        # weights
     steps: Float[Tensor, " out"],      # of each row
@@ -166,7 +166,7 @@ class Codes:
         "The matrix that these codes stand for."
         return from_codes(self.codes, self.steps)
 
-
+# %% ../nbs/04_quant.ipynb #b3cf51d1
 @dataclass
 class FakeQuant:
     "Puts a parameter on its grid, or as far off as rounding would; once for every change of the parameter."
@@ -212,7 +212,7 @@ class FakeQuant:
             self.cache[name] = key, value
         return self.cache[name][1]
 
-
+# %% ../nbs/04_quant.ipynb #ad724bb4
 def prepare(
     model: torch.nn.Module,            # has an attribute `fake_quant`, applied to weights at use
     plan: Mapping[str, Grid | None],   # of `plan_grids` or `qat_plan`
