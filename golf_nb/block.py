@@ -36,7 +36,7 @@ def fused_attention(
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=N == T, enable_gqa=grouped)
     return y.transpose(1, 2)
 
-
+# %% ../nbs/07_block.ipynb #faf7d202
 def _by_key_head(part: Tensor, K: int) -> Tensor:
     "Lay queries out as (B K, G, T, Dh), with G = H/K; keys and values, where G = 1, likewise."
     B, T, H, Dh = part.shape
@@ -74,7 +74,7 @@ def _attention_by_runs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = _by_key_head(q, K), _by_key_head(k, K)[:, 0], _by_key_head(v, K)[:, 0]
     return _by_position(torch.cat([_attend_run(q, k, v, lo, hi)[2] for lo, hi in _runs(N)], dim=2), B)
 
-
+# %% ../nbs/07_block.ipynb #6d185a4f
 class _AttentionByRuns(torch.autograd.Function):
     "The same with its way back written out: it keeps the exponentials, as the products used them."
     @staticmethod
@@ -104,7 +104,7 @@ class _AttentionByRuns(torch.autograd.Function):
         keys = (_by_position(part.to(k.dtype)[:, None], B) for part in (to_k, to_v))
         return _by_position(torch.cat(to_q, dim=2), B), *keys
 
-
+# %% ../nbs/07_block.ipynb #f9e5d911
 def causal_attention(
     q: Float[Tensor, "B N H Dh"],      # queries of the last N positions
     k: Float[Tensor, "B T K Dh"],      # keys; K divides H
