@@ -42,7 +42,7 @@ class Used(NamedTuple):
     value_proj: Float[Tensor, "KDh side"] | None
     blocks: tuple[Weights, ...]
 
-
+# %% ../nbs/08_model.ipynb #860d068e
 def read_out(
     x: Float[Tensor, "B T D"],       # stream after the last virtual layer
     head: Float[Tensor, "V D"],
@@ -75,7 +75,7 @@ def trained_nats(
     capped = softcap - 2*softcap/(1 + torch.exp(logits*(2/softcap)))      # softcap tanh(logits / softcap)
     return capped.exp().sum(-1).log() - capped.gather(-1, targets[..., None])[..., 0]
 
-
+# %% ../nbs/08_model.ipynb #fccc0b2e
 class Model(nn.Module):
     "A depth-recurrent language model: blocks, conditioning tables, and a schedule that runs them."
     def __init__(self, config: ModelConfig):
@@ -242,7 +242,7 @@ def initialize(
         if model.value_embed is not None: model.value_embed.proj.mul_(init.ve_proj)
     return model
 
-
+# %% ../nbs/08_model.ipynb #4e6c6eb7
 def compile_parts(
     model: Model,
 ) -> Model:                         # the same model
