@@ -163,7 +163,7 @@ _FULL_RUN = {  # steps of priming; how deep, and when; what calibration is left 
     'replay': dict(prime_steps=20), 'loop3': dict(prime_steps=20, depth_at=(0.35,), reserve=12.),
 }
 
-
+# %% ../nbs/09_presets.ipynb #2ecaef49
 TTT = {  # test-time training of the systems that had any (#1406: of 28 March)
     'cycle': TTTConfig('sgd', lr=0.002, freeze_blocks=1),
     'loop3': TTTConfig('sgd', lr=0.005),
@@ -176,7 +176,7 @@ _SHORT_TTT = {
     'replay-s28': dict(lr=0.005, more_above=3.1, fewer_below=2.6),
 }
 
-
+# %% ../nbs/09_presets.ipynb #e0588783
 def _ttt(name: str, mini: bool) -> TTTConfig:
     "A system's test-time training; off for those that had none."
     if name not in TTT: return TTTConfig()
@@ -316,7 +316,7 @@ CARDS = {
         'PR #1493, its first 35 %', 'loop3 before its loop is switched on', 'not run by itself', 'no entry'),
 }
 
-
+# %% ../nbs/09_presets.ipynb #1357f902
 def _cycle_pair(name: str) -> tuple:
     "Models of a cycle variant at both scales, with context and tokens a step of the full one."
     full = _cycle((SYSTEMS | CLAIMED)[name], 1024, 32, 8, 1024, 10240, 128)
