@@ -54,7 +54,7 @@ def orthogonalize(
 # %% ../nbs/10_optim.ipynb #5f2998d2
 DTYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32}
 
-
+# %% ../nbs/10_optim.ipynb #b8fc9476
 class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised. Work is divided among processes."
     def __init__(
@@ -115,7 +115,7 @@ class Muon(torch.optim.Optimizer):
             else: rate *= factor
             p.add_(update.to(p.dtype), alpha=rate)
 
-
+# %% ../nbs/10_optim.ipynb #44adfc05
 def shared_orthogonalize(
     directions: Sequence[Tensor],   # matrices of any shapes
     steps: int,                     # Newton-Schulz iterations
@@ -212,7 +212,7 @@ class Clock:
         if self.steps: return self.steps - self.step
         return max(self.limit - self.seconds, 0.)/max(self.seconds/max(self.step, 1), 1e-12)
 
-
+# %% ../nbs/10_optim.ipynb #4ef70a38
 def rate_multiplier(
     clock: Clock,
     config: OptimConfig,
