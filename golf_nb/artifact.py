@@ -713,7 +713,7 @@ def _parse(text: bytes):
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f'header cannot be read: {error!r:.100}') from None
 
-
+# %% ../nbs/12_artifact.ipynb #e8137b1c
 def _check_header(header, stored: int):
     "Everything that can be known before a stream is opened; `stored` bytes are there for streams."
     _check_keys(header, {'about': dict, 'tensors': list, 'streams': list}, 'header')
@@ -743,7 +743,7 @@ def _check_header(header, stored: int):
     _need(work <= MAX_WORK, f'unpacking would take {work:.2g} multiplications, more than {MAX_WORK:.2g}')
     _need(sum(stream['bytes'] for stream in streams) == stored, 'the streams do not fill the file')
 
-
+# %% ../nbs/12_artifact.ipynb #e7c9dd16
 def _read(path: str | Path) -> bytes:
     "A file's bytes, if it can be an artifact."
     try:
