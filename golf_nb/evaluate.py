@@ -216,7 +216,7 @@ def score_windows(
             start.append(np.full(w.end - w.score, w.start))
     return np.concatenate(nll), np.concatenate(position), np.concatenate(start)
 
-
+# %% ../nbs/13_evaluate.ipynb #e3355b10
 def sliding(
     model: nn.Module,                     # has `token_nats(tokens, targets, last_n, **options)`
     tokens: Integer[np.ndarray, " N1"] | Integer[Tensor, " N1"],  # the stream, N + 1 tokens
@@ -317,7 +317,7 @@ def quickened(
     able = config.compile and (torch.cuda.is_available() or compiler())
     return compile_parts(model) if able and seconds > COMPILING else model
 
-
+# %% ../nbs/13_evaluate.ipynb #cee54809
 def score_run(
     folder: Path,     # a run directory: config.json, model.golf, checkpoint/weights.safetensors
     progress=lambda batches, total: batches,  # wraps each scoring loop
@@ -354,7 +354,7 @@ def score_run(
         'seconds': time.perf_counter() - begin,
     }
 
-
+# %% ../nbs/13_evaluate.ipynb #a9deb5ba
 def main():
     "Score a run directory and write scores.json into it."
     purpose = 'Score the artifact of a finished run on the validation text.'
