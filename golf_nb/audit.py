@@ -253,7 +253,7 @@ _FILES = ('inspect.py', 'traceback.py')   # only pass on what their caller asks 
 _ZIPS = tuple(path for path in sys.path if path.endswith('.zip'))   # of the library; need not be there
 _real = os.path.realpath
 
-
+# %% ../nbs/16_audit.ipynb #f9ef3772
 def _loaded(path: str) -> bool:
     "Is this the source of a module that was loaded before? Tracebacks read those."
     files = (getattr(module, '__file__', None) for module in list(sys.modules.values()))
@@ -273,7 +273,7 @@ def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None, importing:
     code = code or full in _ZIPS or (full.startswith(_INSTALLED) and '.dist-info' + os.sep in full)
     return code or full.startswith(_MACHINE) or _PROCESS.fullmatch(full) is not None
 
-
+# %% ../nbs/16_audit.ipynb #014551a7
 def _callers() -> Iterator[types.CodeType]:
     "Who led to what is being noted, innermost first; a checker of types may have wrapped the hook."
     frame = inspect.currentframe()
@@ -427,7 +427,7 @@ def _rows_of(answer: Any) -> np.ndarray:
     if rows.dtype.kind != 'f': raise RowError(f'rows are {rows.dtype}, not floating point numbers')
     return rows
 
-
+# %% ../nbs/16_audit.ipynb #a98efbfd
 class Server:
     "A predictor and what is noted about it, in its own process."
     def __init__(self, given: Any, artifact: Any, guard: Guard):
@@ -501,7 +501,7 @@ def _fresh():
     np.random.seed(None)
     random.seed()
 
-
+# %% ../nbs/16_audit.ipynb #bebce95f
 def _apart(task: Callable[[], None], guard: Guard) -> int:
     "Fork; the child does `task` in a thread of its own and ends. Returns the child's id."
     with warnings.catch_warnings(), guard.forking():
@@ -531,7 +531,7 @@ def _copied(task: Callable[[], None], guard: Guard) -> bool:
     try: return os.read(read, 1) == b'.'
     finally: os.close(read)
 
-
+# %% ../nbs/16_audit.ipynb #b76cea67
 def _telling(inner: Callable) -> Callable:
     "The same function; it says first which file it opens."
     def telling(*args, **words):
@@ -550,7 +550,7 @@ def _tell_opens():
         telling = _telling(getattr(owner, name))
         setattr(owner, name, staticmethod(telling) if isinstance(owner, type) else telling)
 
-
+# %% ../nbs/16_audit.ipynb #19beb5f7
 def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
     "Answer requests until 'end'."
     known = set(sys.modules)
@@ -612,7 +612,7 @@ class PredictorError(AuditError):
         super().__init__(message)
         self.kind = kind
 
-
+# %% ../nbs/16_audit.ipynb #60e1dd8f
 class Party:
     "A predictor in a process of its own."
     def __init__(self,
@@ -746,7 +746,7 @@ def random_cuts(
         cuts.append(min(cuts[-1] + size, length))
     return sorted({*cuts, *(b for b in boundaries if first < b < length)})
 
-
+# %% ../nbs/16_audit.ipynb #e80b4061
 def run(
     party: Party,
     stream: Stream,                 # nothing committed yet
@@ -917,7 +917,7 @@ def _needles(stream: Stream) -> list[tuple[int, np.ndarray]]:
             found.append((start, part))
     return [found[i] for i in sorted({0, len(found)//2, len(found) - 1})] if found else []
 
-
+# %% ../nbs/16_audit.ipynb #f1f2680b
 def _own(thing: Any) -> bool:
     "Is this not part of an installed library?"
     home = str(getattr(thing, '__module__', None) or getattr(thing, '__name__', '')).split('.')[0]
@@ -965,7 +965,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f'.{name}', getattr(value, name)) for name in slots if hasattr(value, name))
         yield '', type(value)
 
-
+# %% ../nbs/16_audit.ipynb #2a275f6b
 def _as_bytes(value: Any) -> bytes | None:
     "The numbers in a container as bytes, 8 for each where it has a type."
     if isinstance(value, bytes | bytearray | memoryview | mmap.mmap | ctypes.Array): return bytes(value)
@@ -1000,7 +1000,7 @@ def _reached(given: Any, name: str) -> Iterator[tuple[str, Any, bytes | None]]:
         if content is None or isinstance(value, Mapping):
             left += [(where + step, part) for step, part in _parts(value)]
 
-
+# %% ../nbs/16_audit.ipynb #57fd9ed1
 def holdings(
     given: Any,             # a predictor, its class, or a function that makes one; or an artifact
     stream: Stream,
@@ -1246,7 +1246,7 @@ def _flip_rows(case: Case) -> list[Row]:
         rows.append(Row(name, verdict_of(bool(wrong) and steady, known), said))
     return rows
 
-
+# %% ../nbs/16_audit.ipynb #e6ff63b4
 def _promise(case: Case, many: int):
     "Ask the same on the first chunks of what is said to be a long text: honesty must not depend on length."
     length = max(4*len(case.stream), min(20_000, 2**24//case.stream.vocab))
@@ -1275,7 +1275,7 @@ def _whole_flips(case: Case) -> list[tuple[str, str]]:
         found.append((name, difference(case.base, other, at)))
     return found
 
-
+# %% ../nbs/16_audit.ipynb #78d89790
 def _causal_rows(case: Case) -> list[Row]:
     "C1 by probes and by whole runs."
     rows = _flip_rows(case)
