@@ -182,7 +182,7 @@ def exchange(
         sizes = [g.numel() for g in alike]
         for g, part in zip(alike, flat.split(sizes), strict=True): g.copy_(part.view_as(g))
 
-
+# %% ../nbs/19_trainer.ipynb #989a2478
 def gradients(
     run: Run,
     schedule: Schedule,
@@ -212,7 +212,7 @@ def gradients(
     run.norm = norm.item()
     return total
 
-
+# %% ../nbs/19_trainer.ipynb #5d6a4137
 def first_not_finite(
     run: Run,                         # whose loader is at the beginning of the step
     schedule: Schedule,
@@ -260,7 +260,7 @@ def noise(
     place = (micro*run.process.world + run.process.rank,) if fake_quant.kind == 'fresh' else ()
     fake_quant.reseed(seed, run.step, *place)
 
-
+# %% ../nbs/19_trainer.ipynb #e65b6cf5
 def train_step(
     run: Run,
     clock: Clock | None = None,       # None: the run's own
@@ -332,7 +332,7 @@ def checkpoint(
     write_atomically(path, content)
     run.saved = f'{path}, step {run.step}'
 
-
+# %% ../nbs/19_trainer.ipynb #2d1e9519
 def resume(
     run: Run,                         # at step 0
     folder: Path,                     # the run directory
@@ -429,7 +429,7 @@ def prime(run: Run):
         optimizer.zero_grad()
     run.time('priming', begin)
 
-
+# %% ../nbs/19_trainer.ipynb #d29f3d07
 class Log:
     "Appends lines to a file; what cannot be written stays in memory and is tried again with the next line."
     def __init__(self, path: Path, say: Callable[[str], None]):
@@ -459,7 +459,7 @@ def keep(
         say(f'step {run.step}: no checkpoint: {error.strerror}: going on from memory; last one: {run.saved}')
     run.time('checkpoints', begin)
 
-
+# %% ../nbs/19_trainer.ipynb #5780211a
 def fit(
     run: Run,
     folder: Path,                     # the run directory
@@ -550,7 +550,7 @@ def write_result(
         raise TrainingError(f'the artifact has {size:,} bytes, the limit is {config.max_bytes:,}. '
                             f'This would fit: {proposals}')
 
-
+# %% ../nbs/19_trainer.ipynb #f235a744
 def score(
     run: Run,
     folder: Path,                     # the run directory
@@ -582,7 +582,7 @@ def cost(
         'peak_mib': peak_mib(run.process.device),
     }
 
-
+# %% ../nbs/19_trainer.ipynb #25ae03d3
 def finish(
     run: Run,
     folder: Path,                     # the run directory
