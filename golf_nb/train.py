@@ -88,7 +88,7 @@ def explain(
                   'reported': f'{preset.card.cost}; {preset.card.reported}'}
     return '\n'.join(f'{name:17} {fact}' for name, fact in facts.items())
 
-
+# %% ../nbs/20_train.ipynb #84966ba4
 def main(
     arguments: list[str] | None = None,   # None: those of the program
 ) -> int:                                 # exit status
