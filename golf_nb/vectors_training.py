@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# %% ../nbs/24_vectors_training.ipynb #c0d90078
 from golf_nb.interop import (
     BOUND,
     PULL_REQUESTS,
