@@ -411,7 +411,7 @@ def _file_1406_case(z: Vectors) -> Iterator[Comparison]:
     yield same('meta_json', str(z.arrays['meta_json']) if kinds == theirs else json.dumps(kinds))
     z.remarks['config_json'] = 'one sentence; ' + _sizes_1406(z, named, plain, theirs)
 
-
+# %% ../nbs/25_vectors_quant.ipynb #a6871435
 def _sizes_1406(
     z: Vectors, coded: Mapping[str, Codes], plain: Mapping[str, Tensor], kinds: Mapping[str, Any],
 ) -> str:
@@ -438,7 +438,7 @@ def _unbanked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         out |= {_theirs(f'blocks.{i % layers}.{parts[i//layers]}'): w for i, w in enumerate(weights[bank])}
     return out
 
-
+# %% ../nbs/25_vectors_quant.ipynb #8a5a5135
 def _pruned(
     z: Vectors, coded: Mapping[str, Codes], twin: Mapping[str, Codes],
 ) -> Iterator[Comparison]:
