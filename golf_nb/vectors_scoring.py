@@ -210,7 +210,7 @@ def _window_chunks(run) -> list[int]:
     first = np.flatnonzero(np.diff(run.window, prepend=-1))
     return run.chunk[first].tolist()
 
-
+# %% ../nbs/26_vectors_scoring.ipynb #0dcca61a
 def _replay_config(args: Mapping[str, Any]) -> TTTConfig:
     "#1406's settings of one case; those of 6 April begin with eval_, and its thresholds see nothing."
     april = 'eval_ttt_lr' in args
