@@ -254,7 +254,7 @@ def _table_faults(
     if wide: faults.append(f'{_PIECES[wide[0]]!r} counts {counted[wide[0]]} instead of {_TRUE[wide[0]]}')
     return faults or [f'{_PIECES[wrong[0]]!r} counts {counted[wrong[0]]} instead of {_TRUE[wrong[0]]}']
 
-
+# %% ../nbs/27_audit_code.ipynb #e437ff94
 def _adds_space(node: ast.AST) -> bool | str:
     "Is this `space & ~boundary` of two tables, in one of its spellings?"
     names = [getattr(n.func, 'attr', '') for n in ast.walk(node) if isinstance(n, ast.Call)]
@@ -278,7 +278,7 @@ def _inverse(node: ast.AST) -> bool:
     looked_up = any(isinstance(n, ast.Subscript) for n in ast.walk(node.right))
     return getattr(node.left, 'value', 0) == 1 and looked_up
 
-
+# %% ../nbs/27_audit_code.ipynb #89df804d
 def table_row(tree: ast.AST) -> Row:
     "Try the byte table of a script."
     check = 'bytes table'
@@ -319,7 +319,7 @@ class Event(NamedTuple):
     line: int
     loops: tuple[int, ...]        # ids of the loops around it, outermost first
 
-
+# %% ../nbs/27_audit_code.ipynb #75a913fb
 @dataclass
 class Flow:
     "Follows validation tokens through a script."
@@ -371,7 +371,7 @@ class Flow:
         self.events.append(Event(kind, node.lineno, loops))
         if kind == 'score': self.scorers.update(path)
 
-
+# %% ../nbs/27_audit_code.ipynb #07fa0c17
 def _survey(self: Flow):
     "Look for classes, functions in functions, and settings that name validation files."
     every = list(ast.walk(self.tree))
@@ -425,7 +425,7 @@ def _bind(self: Flow, node: ast.Assign):
     if isinstance(value, ast.Name) and value.id in self.functions:
         self.bound[node.targets[0].id] = (value.id, first)
 
-
+# %% ../nbs/27_audit_code.ipynb #eadd98ab
 def _enter(self: Flow, body: list[ast.stmt], known: set[str], loops: tuple[int, ...], path: tuple[str, ...]):
     "Walk statements in order."
     for node in body:
@@ -465,7 +465,7 @@ def _keep(self: Flow, holder: ast.AST, known: set[str]):
     known.update(_targets(holder))
     self.shared.update(whole & set(_targets(holder)))
 
-
+# %% ../nbs/27_audit_code.ipynb #1e665041
 def _expression(self: Flow, node: ast.AST, known: set[str], loops: tuple[int, ...], path: tuple[str, ...]):
     "Find training steps, and enter the script's own functions."
     for call in [n for n in ast.walk(node) if isinstance(n, ast.Call)]:
@@ -594,7 +594,7 @@ def _target_keys(tree: ast.AST) -> list[str]:
                     found.append(f'line {node.lineno}: {ast.unparse(node)[:60]} looks up the target')
     return found
 
-
+# %% ../nbs/27_audit_code.ipynb #88f80d9c
 _CHOOSES = ('min', 'max', 'sorted', 'sort', 'argmin', 'amin', 'nanmin')
 
 
@@ -636,7 +636,7 @@ def _best_of(tree: ast.AST) -> list[str]:
                 found.append(f'line {node.lineno}: if {ast.unparse(node.test)[:60]}')
     return found
 
-
+# %% ../nbs/27_audit_code.ipynb #8670f0fe
 def _left_out(tree: ast.AST) -> list[str]:
     "Find validation text that is never scored, by numbers that are written in the script."
     flow, found = Flow(tree), []
@@ -674,7 +674,7 @@ def _shortens(stop: ast.AST) -> bool:
     parts = isinstance(stop.op, ast.FloorDiv | ast.Div) and 1 < number < 65 and not products
     return parts or (isinstance(stop.op, ast.Mult) and 0 < number < 1)
 
-
+# %% ../nbs/27_audit_code.ipynb #7ae91c38
 def _two_passes(tree: ast.AST) -> list[str]:
     "Find loops that score text with a cache that an earlier loop filled from all of it."
     found = []
@@ -753,7 +753,7 @@ def claims(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
         for i, part in enumerate(value): yield from claims(part, f'{path}[{i}]')
     else: yield path, value
 
-
+# %% ../nbs/27_audit_code.ipynb #c082b0c3
 def _log_rows(logs: Mapping[str, str]) -> list[Row]:
     "Read sizes and clocks from logs, one a seed."
     big, slow, sizes, clocks = [], [], 0, 0
@@ -795,7 +795,7 @@ def _seed_rows(logs: Mapping[str, str]) -> list[Row]:
     return rows + [Row('C4 one final score', 'fail', f'{name}: {count} scores of the same text')
                    for name, count in list(again.items())[:1]]
 
-
+# %% ../nbs/27_audit_code.ipynb #2f653bbb
 def _claimed_numbers(fields: Mapping[str, Any], logs: Mapping[str, str], last: list[float]) -> Iterator[Row]:
     "Sizes above the cap or of no log, the best of the seeds, seeds of which there is no log."
     sizes = [_plain(found[-1]) for text in logs.values() if (found := _SIZE.findall(text))]
