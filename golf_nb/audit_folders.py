@@ -253,7 +253,7 @@ def _data_rows(found: Evidence) -> list[Row]:
     said = f'{shared} of {len(val)} validation documents are among {len(train)} training documents'
     return [Row(check, verdict_of(shared > 0), said)]
 
-
+# %% ../nbs/28_audit_folders.ipynb #8b009648
 def _coverage_rows(found: Evidence) -> list[Row]:
     "Were all targets scored, each once, and how many bytes are they?"
     scores, data = found.scores, found.dataset
