@@ -115,7 +115,7 @@ class Job:
         per_token = len(model.schedule)*visit + model.vocab*model.dim
         return float((self.config.steps or 1)*data.batch_tokens*per_token)
 
-
+# %% ../nbs/29_grid.ipynb #459d25de
 KEYS = {'like', 'preset', 'scale', 'set', 'arms', 'only', 'seeds', 'more_seeds', 'after', 'toy',
         'question', 'expect'}
 
@@ -301,7 +301,7 @@ def curve_of(
     every = -(-len(lines)//CURVE) or 1
     return [(line['step'], round(line['nats'], 4)) for line in lines[::-1][::every][::-1]]
 
-
+# %% ../nbs/29_grid.ipynb #87566d15
 def run_job(
     job: Job,
     say=print,           # where messages go
@@ -390,7 +390,7 @@ def work_on(
         say(f'{job.grid} {job.name}: {type(error).__name__}: {" ".join(str(error).split())}')
         return 1
 
-
+# %% ../nbs/29_grid.ipynb #9fca941c
 class Workers:
     "Processes that work on runs, at most so many at a time and one to a net."
     def __init__(self, command: Sequence[str], jobs: Sequence[Job], number: int):
