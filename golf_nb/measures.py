@@ -104,7 +104,7 @@ def predictions(
         found[str(width)] = measure_prediction(model, weights, validation_text(config, rows), batch=8)
     return found
 
-
+# %% ../nbs/30_measures.ipynb #c90fb5d3
 def visit_masks(
     folder: Path,                  # a finished run
     bits: Sequence[int],           # of block matrices
@@ -122,7 +122,7 @@ def visit_masks(
         found[str(width)] = measured | {'interaction_share': shared}
     return found
 
-
+# %% ../nbs/30_measures.ipynb #43969773
 def error_growth(
     folder: Path,                  # a finished run
     bits: int | None = None,       # of block matrices; None: the run's own artifact
