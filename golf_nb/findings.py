@@ -215,7 +215,7 @@ class Page:
         if len(self.records) < runs: lines += ['', f'{len(self.records)} of {runs} runs are recorded.']
         return Markdown('\n'.join(lines))
 
-
+# %% ../nbs/31_findings.ipynb #5acc3bb3
 def scores(
     page: Page,
 ) -> Markdown:
@@ -251,7 +251,7 @@ def draw_arms(
     series = {label: page.series(of, over) for label, of in quantities.items()}
     return draw_seeds(series, **{'title': headline(page.findings[finding], name)} | named)
 
-
+# %% ../nbs/31_findings.ipynb #3a70530e
 def all_pages(
     grids: Path = Path('.'),                   # folder of the pages
     results: Path = Path('../../results'),
