@@ -19,7 +19,7 @@ def run(preset, options, folder):
     own = get(preset, 'mini').ttt.update != 'off'
     words = ['--preset', preset, '--out', folder, *([] if own else ADAPT), *options]
     said = (folder.parent/f'{preset}.txt').open('wb')
-    for module, arguments in (('train', words), ('audit', [folder])):
+    for module, arguments in (('train', words), ('audit', [folder, '--seconds', 1200])):
         command = [sys.executable, '-m', f'golf_nb.{module}', *map(str, arguments)]
         status = subprocess.run(command, stdout=said, stderr=said).returncode
         if status and module == 'train': return f'{preset}: training ended with status {status}: {said.name}'
