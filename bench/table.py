@@ -9,23 +9,37 @@ from statistics import median
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent/'results'/'speed'
-SCRIPTS = {                       # with what makes them short
-    'train': ['--rounds', '2', '--steps', '2'],
-    'evaluate': ['--rounds', '2', '--tokens', '16384'],
-    'ttt': ['--rounds', '2', '--tokens', '8192'],
-    'attention': ['--rounds', '7'],
-    'files': ['--rounds', '3'],
+SCRIPTS = {                       # record: file, and what makes it short
+    'train': ['train', '--rounds', '2', '--steps', '2'],
+    'recompute': ['train', '--rounds', '1', '--steps', '2', '--recompute'],
+    'evaluate': ['evaluate', '--rounds', '2', '--tokens', '16384'],
+    'ttt': ['ttt', '--rounds', '2', '--tokens', '8192'],
+    'attention': ['attention', '--rounds', '7'],
+    'files': ['files', '--rounds', '3'],
+    'growth': ['growth', '--rounds', '3'],
 }
+
+
+def memory_of(record):
+    "MiB of training each preset, without torch itself."
+    return {one['preset']: one['peak_mib'] - one['before_mib'] for one in record['records']}
+
+
+def shares_of(record):
+    "Median share of the matrix rate of each preset."
+    return {one['preset']: median(r['share'] for r in one['rounds']) for one in record['records']}
 
 
 def rows_of(script, record):
     "Lines of the table: what, found, goal."
     originals = json.loads((RECORDS/'originals.json').read_text())['share']
     if script == 'train':
-        for one in record['records']:
-            name, share = one['preset'], median(r['share'] for r in one['rounds'])
+        for name, share in shares_of(record).items():
             goal = max(0.22, 2*originals[name])
             yield f'training {name}, share of the matrix rate', f'{share:.1%}', f'{goal:.1%}', share >= goal
+    elif script == 'recompute':
+        for name, mib in memory_of(record).items():
+            yield f'visits computed again, {name}: MiB', f'{mib:,.0f}', '', None
     elif script == 'evaluate':
         for one in record['records']:
             share, gain = (median(r[key] for r in one['rounds']) for key in ('share', 'gain'))
@@ -40,6 +54,9 @@ def rows_of(script, record):
         times = {name: median(map(sum, pairs)) for name, pairs in record['seconds'].items()}
         ratio = times["torch's kernel"]/times.get('tiles', times['way back written out'])
         yield "attention, against torch's kernel", f'{ratio:.2f} x', '', None
+    elif script == 'growth':
+        factors = [1/one['share'] for one in record['records']]
+        yield 'a pass, in times of its products', f'{min(factors):.1f} .. {max(factors):.1f}', '', None
     else:
         for one in record['records']:
             ours, plain = map(median, zip(*one['seconds'], strict=True))
@@ -59,7 +76,8 @@ def main():
             out = (RECORDS if chosen.from_records or chosen.keep else Path(folder))/f'{script}.json'
             if not chosen.from_records:
                 print(f'== {script}', flush=True)
-                command = [sys.executable, HERE/f'{script}.py', *SCRIPTS[script], '--out', out]
+                file, *options = SCRIPTS[script]
+                command = [sys.executable, HERE/f'{file}.py', *options, '--out', out]
                 subprocess.run(command, check=True)
             lines += rows_of(script, json.loads(out.read_text()))
     print(f'\n{"measured":58} {"found":>16} {"goal":>8}')
