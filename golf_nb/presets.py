@@ -158,8 +158,8 @@ _SHORT = {
     'replay': dict(warmdown_steps=None, warmdown_frac=0.57, ema=0.9, clip_shares=2),
     'loop3': dict(ema=0.9),
 }
-# These collect Hessians. Here that counts as training (#1406 left it out of its 599 s, #1493 reserved 12 s for
-# it and needed 12.7), so a mini run keeps 30 s for it.
+# These collect Hessians. Here that counts as training (#1406 left it out of its 599 s; #1493 reserved 12 s
+# and needed 12.7), so a mini run keeps 30 s for it.
 _CALIBRATED = {'replay', 'replay-s03', 'loop3', 'loop3-flat'}
 _FULL_RUN = {  # steps of priming; how deep, and when; what calibration is left of the budget
     'cycle': dict(prime_steps=100), 'hybrid': dict(prime_steps=20), 'universal': dict(prime_steps=20),
