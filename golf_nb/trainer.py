@@ -119,8 +119,9 @@ def settled(
 ) -> RunConfig:                       # the same for all processes
     "Decide what is left to the machine: precision 'auto' is bf16 where all devices compute in it, else fp32."
     if config.steps is None and config.seconds is not None and config.seconds <= config.reserve:
-        raise TrainingError(f'seconds = {config.seconds:g} leaves no time to train: {config.reserve:g} of them '
-                            'are kept for calibration; set more seconds, or a smaller reserve')
+        raise TrainingError(
+            f'seconds = {config.seconds:g} leaves no time to train: {config.reserve:g} of them are kept for '
+            'calibration; set more seconds, or a smaller reserve')
     if config.precision != 'auto': return config
     able = torch.tensor(float(computes_bf16(process.device.type)), device=process.device)
     if process.world > 1: dist.all_reduce(able, dist.ReduceOp.MIN)
