@@ -75,6 +75,15 @@ def test_killed_grid_goes_on_from_its_checkpoint(here):
     assert '0 to do' in grid()
 
 
+def test_nets_that_are_trained_are_only_measured(here):
+    jobs = jobs_of(write(here))
+    grid('--workers', 1)
+    trained = [(job.folder/'checkpoint'/'latest.safetensors').stat().st_mtime_ns for job in jobs]
+    for job in jobs: job.record.unlink()
+    assert 'left' in grid('--workers', 1) and [state_of(job) for job in jobs] == ['done']*2
+    assert trained == [(job.folder/'checkpoint'/'latest.safetensors').stat().st_mtime_ns for job in jobs]
+
+
 def test_asked_to_stop_it_saves(here):
     jobs = jobs_of(write(here, set=SMALL | {'steps': 10_000, 'checkpoint_seconds': 60.}))[:1]
     pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
