@@ -78,10 +78,10 @@ def test_killed_grid_goes_on_from_its_checkpoint(here):
 def test_nets_that_are_trained_are_only_measured(here):
     jobs = jobs_of(write(here))
     grid('--workers', 1)
-    trained = [(job.folder/'checkpoint'/'latest.safetensors').stat().st_mtime_ns for job in jobs]
+    trained = [(job.folder/'model.golf').stat().st_mtime_ns for job in jobs]
     for job in jobs: job.record.unlink()
     assert 'left' in grid('--workers', 1) and [state_of(job) for job in jobs] == ['done']*2
-    assert trained == [(job.folder/'checkpoint'/'latest.safetensors').stat().st_mtime_ns for job in jobs]
+    assert trained == [(job.folder/'model.golf').stat().st_mtime_ns for job in jobs]
 
 
 def test_asked_to_stop_it_saves(here):
