@@ -175,7 +175,8 @@ def overall(
 ) -> str:                           # one verdict
     "Join verdicts: one contradiction, or one gap in the evidence, is enough."
     verdicts = [finding.verdict for finding in findings]
-    return next((verdict for verdict in (NOT_RUN, TOO_FEW, CONTRADICTED, UNDECIDED) if verdict in verdicts), SUPPORTED)
+    worst_first = NOT_RUN, TOO_FEW, CONTRADICTED, UNDECIDED
+    return next((verdict for verdict in worst_first if verdict in verdicts), SUPPORTED)
 
 # %% ../nbs/31_findings.ipynb #58300066
 class Page:
@@ -271,7 +272,9 @@ def summary_rows(
             for page in pages for finding in page.findings]
 
 # %% ../nbs/31_findings.ipynb #02601813
-COLORS = {SUPPORTED: 'C2', CONTRADICTED: 'C3', UNDECIDED: '0.6', TOO_FEW: 'C1', NOT_RUN: '0.9'}
+COLORS = {
+    SUPPORTED: 'C2', CONTRADICTED: 'C3', UNDECIDED: '0.6', TOO_FEW: 'C1', NOT_RUN: '0.9',
+}
 
 
 def draw_verdicts(
@@ -286,8 +289,9 @@ def draw_verdicts(
         named = {'color': color, 'label': f'{verdict}: {len(own)}'}
         if own: axes.scatter(*zip(*own, strict=True), marker='s', s=90, **named)
     axes.set_xticks(range(len(pages)), [page.name for page in pages], rotation=90)
+    judged = sum(verdict not in (NOT_RUN, TOO_FEW) for _, _, verdict in found)
     axes.set(yticks=[], ylabel='predictions', ylim=(-1, None),
-             title=f'{sum(item[2] not in (NOT_RUN, TOO_FEW) for item in found)} of {len(found)} predictions are judged')
+             title=f'{judged} of {len(found)} predictions are judged')
     axes.figure.legend(frameon=False, ncols=4, loc='outside lower center')
     axes.spines[['top', 'right']].set_visible(False)
     return axes
