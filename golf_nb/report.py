@@ -268,5 +268,8 @@ def draw_seeds(
     if len(series) > 1 and names: axes.legend(frameon=False)
     axes.spines[['top', 'right']].set_visible(False)
     axes.set(**named)
+    if names and not by_name and axes.get_xscale() == 'log':
+        axes.set_xticks(names, names)      # the numbers that were tried, not powers of ten
+        axes.set_xticks([], minor=True)
     axes.title.set_fontsize(10)
     return axes
