@@ -26,7 +26,7 @@ from .config import ModelConfig
 from .layers import BigramHash, ValueEmbedding, linear, rms_norm, rotary_table, smear
 from .quant import parameter_role
 from .schedule import Schedule
-from .tiles import load_tiles
+from .tiles import load_tiles, trained_linear
 
 # %% ../nbs/08_model.ipynb #815f1958
 See = Callable[[int, str, Tensor], None]  # receives (virtual layer, name, tensor)
@@ -71,7 +71,7 @@ def trained_nats(
 ) -> Float[Tensor, "B T"]:           # fp32
     "The same in fewer passes over bf16 logits: within the cap, exponentials need no maximum subtracted."
     if x.dtype != torch.bfloat16 or softcap > 40: return nats(x, head, softcap, targets)
-    logits = linear(rms_norm(x), head).float()
+    logits = trained_linear(rms_norm(x), head).float()
     capped = softcap - 2*softcap/(1 + torch.exp(logits*(2/softcap)))      # softcap tanh(logits / softcap)
     return capped.exp().sum(-1).log() - capped.gather(-1, targets[..., None])[..., 0]
 
@@ -246,11 +246,13 @@ def initialize(
 def compile_parts(
     model: Model,
 ) -> Model:                         # the same model
-    "Compile one visit and the loss. Visits share the graph: a deeper schedule compiles no longer."
+    "Compile a visit, its edges, and the loss. Visits share graphs: a deeper schedule compiles no longer."
     if model.embed.device.type == 'cpu': load_tiles()
-    if model.visit is visit: model.visit = partial(visit, attend=trained_attention)
+    if model.visit is visit: model.visit = partial(visit, attend=trained_attention, multiply=trained_linear)
     if model.nats is nats: model.nats = trained_nats
-    model.visit, model.nats = (torch.compile(part, dynamic=False) for part in (model.visit, model.nats))
+    edges = [(model.skips, 'blend')] if model.skips is not None else []
+    for owner, part in ((model, 'visit'), (model, 'nats'), (model.cond, 'modulate'), *edges):
+        setattr(owner, part, torch.compile(getattr(owner, part), dynamic=False))
     return model
 
 
