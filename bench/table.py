@@ -17,6 +17,7 @@ SCRIPTS = {                       # record: file, and what makes it short
     'attention': ['attention', '--rounds', '7'],
     'files': ['files', '--rounds', '3'],
     'growth': ['growth', '--rounds', '3'],
+    'ranks': ['ranks', '--rounds', '1', '--presets', 'cycle'],
 }
 
 
@@ -28,6 +29,14 @@ def memory_of(record):
 def shares_of(record):
     "Median share of the matrix rate of each preset."
     return {one['preset']: median(r['share'] for r in one['rounds']) for one in record['records']}
+
+
+def speedups_of(record):
+    "Times as fast as one process, each preset with two."
+    times = {}
+    for one in record['records']:
+        times.setdefault(one['preset'], {}).setdefault(one['processes'], []).extend(one['seconds'])
+    return {preset: median(own[1])/median(own[2]) for preset, own in times.items()}
 
 
 def rows_of(script, record):
@@ -57,6 +66,9 @@ def rows_of(script, record):
     elif script == 'growth':
         factors = [1/one['share'] for one in record['records']]
         yield 'a pass, in times of its products', f'{min(factors):.1f} .. {max(factors):.1f}', '', None
+    elif script == 'ranks':
+        for name, ratio in speedups_of(record).items():
+            yield f'two processes, {name}, against one', f'{ratio:.2f} x', '', None
     else:
         for one in record['records']:
             ours, plain = map(median, zip(*one['seconds'], strict=True))

