@@ -82,6 +82,10 @@ PRESETS: dict[str, Preset] = {
     'tiny-unshared': Preset(
         Card('golf_nb', 'tiny without sharing: each virtual layer a block', 'not run', 'no contest entry'),
         {'mini': _variant('tiny-unshared', unshared(_LOOP))}),
+    'sprint': Preset(
+        Card('golf_nb', 'tiny with the vocabulary that was best after 240 s', 'nothing', 'no contest entry',
+             'three seeds in results/tiny/sprint.json'),
+        {'mini': replace(TINY, preset='sprint', seconds=240., model=replace(TINY.model, vocab=12288))}),
 }
 
 # %% ../nbs/09_presets.ipynb #21af1c55
