@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 RECORDS = HERE.parent/'results'/'speed'
 SCRIPTS = {                       # record: file, and what makes it short
     'train': ['train', '--rounds', '2', '--steps', '2'],
-    'recompute': ['train', '--rounds', '1', '--steps', '2', '--recompute'],
+    'recompute': ['train', '--rounds', '1', '--steps', '2', '--recompute', '--presets', 'cycle', 'loop3'],
     'evaluate': ['evaluate', '--rounds', '2', '--tokens', '16384'],
     'ttt': ['ttt', '--rounds', '2', '--tokens', '8192'],
     'attention': ['attention', '--rounds', '7'],

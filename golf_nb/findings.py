@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_RUN', 'TOO_FEW', 'FEWEST', 'COLORS', 'FindingError', 'lookup', 'by_seed', 'fit_quality', 'values_of', 'Finding',
            'arms_of', 'find', 'overall', 'Page', 'scores', 'headline', 'draw_arms', 'all_pages', 'summary_rows',
-           'draw_verdicts']
+           'draw_verdicts', 'draw_growth']
 
 # %% ../nbs/31_findings.ipynb #f8e34a9e
 import math
@@ -295,3 +295,48 @@ def draw_verdicts(
     axes.figure.legend(frameon=False, ncols=4, loc='outside lower center')
     axes.spines[['top', 'right']].set_visible(False)
     return axes
+
+# %% ../nbs/31_findings.ipynb #9c951bb4
+def _labels_once(axes: Axes):
+    "Each label of a legend once, with the first line that has it."
+    found = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    return list(found.values()), list(found)
+
+
+def _draw_errors(axes: Axes, grown: Mapping):
+    "The relative error after each virtual layer, measured and to first order."
+    state, depth = np.array(grown['state']), np.arange(len(grown['state']))
+    axes.semilogy(depth, np.array(grown['error'])/state, color='C3', lw=1, marker='.', ms=4, label='measured')
+    for kind, style in (('stored', 'k--'), ('tied', 'C0:'), ('fresh', 'C2:')):
+        axes.semilogy(depth, np.array(grown['first_order'][kind])/state, style, lw=1, label=f'first order, {kind}')
+
+
+def _draw_stretch(axes: Axes, grown: Mapping):
+    "What each virtual layer makes of a change: its largest singular values, and its typical gain."
+    stretched, depth = np.array(grown['singular_values']), np.arange(len(grown['state']))
+    axes.fill_between(depth, stretched[:, -1], stretched[:, 0], color='C0', alpha=0.2, lw=0,
+                      label='largest singular values')
+    axes.semilogy(depth, grown['typical_gain'], color='C0', lw=1, label='typical gain')
+
+
+def draw_growth(
+    page: Page,                       # of a grid that measures `error_growth`
+) -> plt.Figure:
+    "Draw how rounding errors go through the virtual layers of each arm, every seed a line."
+    arms = list(page.grid['arms'])
+    figure, panels = plt.subplots(2, len(arms), figsize=(13, 5.4), layout='constrained', sharex='col', sharey='row')
+    for arm, column in zip(arms, panels.T, strict=True):
+        for record in (record for record in page.records if record['arm'] == arm):
+            grown = record['measured']['error_growth']
+            _draw_errors(column[0], grown)
+            _draw_stretch(column[1], grown)
+            again = np.flatnonzero(np.array(grown['visit']) > 0)
+            for axes in column: axes.vlines(again, 0, 0.04, transform=axes.get_xaxis_transform(), color='0.5')
+        column[0].set_title(arm if arm in page.arms else f'{arm}: not run', fontsize=9)
+        column[1].axhline(1, color='0.6', lw=0.8)
+        column[1].set_xlabel('virtual layer; grey: a block runs again', fontsize=8)
+        for axes in column: axes.spines[['top', 'right']].set_visible(False)
+    for axes, label in zip(panels[:, 0], ('relative error', 'stretch of a change'), strict=True):
+        axes.set_ylabel(label)
+        if page.records: axes.legend(*_labels_once(axes), frameon=False, fontsize=7)
+    return figure
