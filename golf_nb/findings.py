@@ -308,7 +308,8 @@ def _draw_errors(axes: Axes, grown: Mapping):
     state, depth = np.array(grown['state']), np.arange(len(grown['state']))
     axes.semilogy(depth, np.array(grown['error'])/state, color='C3', lw=1, marker='.', ms=4, label='measured')
     for kind, style in (('stored', 'k--'), ('tied', 'C0:'), ('fresh', 'C2:')):
-        axes.semilogy(depth, np.array(grown['first_order'][kind])/state, style, lw=1, label=f'first order, {kind}')
+        values = np.array(grown['first_order'][kind])/state
+        axes.semilogy(depth, values, style, lw=1, label=f'first order, {kind}')
 
 
 def _draw_stretch(axes: Axes, grown: Mapping):
@@ -324,7 +325,8 @@ def draw_growth(
 ) -> plt.Figure:
     "Draw how rounding errors go through the virtual layers of each arm, every seed a line."
     arms = list(page.grid['arms'])
-    figure, panels = plt.subplots(2, len(arms), figsize=(13, 5.4), layout='constrained', sharex='col', sharey='row')
+    figure, panels = plt.subplots(2, len(arms), figsize=(13, 5.4), layout='constrained',
+                                  sharex='col', sharey='row')
     for arm, column in zip(arms, panels.T, strict=True):
         for record in (record for record in page.records if record['arm'] == arm):
             grown = record['measured']['error_growth']
