@@ -58,8 +58,12 @@ def main():
     options += ['--data.source', source, '--seconds', seconds]
     with ThreadPoolExecutor(workers) as pool:
         records = list(pool.map(partial(run, options, chosen.runs, threads), todo))
-    if chosen.out.exists(): records = json.loads(chosen.out.read_text())['records'] + records
-    write_record(chosen.out, source=source, threads=threads, seconds=seconds, records=records)
+    same = {'source': source, 'threads': threads, 'seconds': seconds}
+    if chosen.out.exists():
+        old = json.loads(chosen.out.read_text())
+        if {key: old[key] for key in same} != same: parser.error(f'{chosen.out} is of other runs: {old["source"]}')
+        records = old['records'] + records
+    write_record(chosen.out, records=records, **same)
 
 
 if __name__ == '__main__': main()
