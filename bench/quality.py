@@ -55,15 +55,15 @@ def main():
     else:
         source, threads, workers, seconds = 'sotu-tune', 1, 2, 2*chosen.seconds
         todo = [(name, TRIED[name], 1) for name in chosen.tune]
+    same, before = {'source': source, 'threads': threads, 'seconds': seconds}, []
+    if chosen.out.exists():
+        old = json.loads(chosen.out.read_text())
+        before = old['records']
+        if {key: old[key] for key in same} != same: parser.error(f'{chosen.out} is of other runs')
     options += ['--data.source', source, '--seconds', seconds]
     with ThreadPoolExecutor(workers) as pool:
         records = list(pool.map(partial(run, options, chosen.runs, threads), todo))
-    same = {'source': source, 'threads': threads, 'seconds': seconds}
-    if chosen.out.exists():
-        old = json.loads(chosen.out.read_text())
-        if {key: old[key] for key in same} != same: parser.error(f'{chosen.out} is of other runs: {old["source"]}')
-        records = old['records'] + records
-    write_record(chosen.out, records=records, **same)
+    write_record(chosen.out, records=[*before, *records], **same)
 
 
 if __name__ == '__main__': main()
