@@ -123,7 +123,11 @@ def main(
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     name = f'{run.preset}-{run.seed}'
     folder = command.resume or command.out or default_folder(Path('runs'), name, restarted)
-    if world > 1: dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+    if world > 1:
+        # Loaded after the group is made, it would keep the group's threads beyond `destroy_process_group`:
+        # a process that ends with them may abort.
+        import torch._dynamo  # noqa: F401
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     process, again = Process(rank, world, device), command.resume is not None or restarted
     try: report = train(run, folder, process, again, say)
     except (TrainingError, ValueError, OSError) as error: sys.exit(f'error: {error}')

@@ -494,9 +494,11 @@ def fit(
             train_step(run)
             if process.first and run.step % config.log_every == 0:
                 _report_step(run, log, bar, bytes_per_token)
+        done = not stop or over or bool(config.steps and run.step >= budget)
+        if process.first and done and run.losses: _report_step(run, log, bar, bytes_per_token)
         run.segments['steps'] = run.seconds
         keep(run, folder, say)
-    return not stop or over or bool(config.steps and run.step >= budget)
+    return done
 
 
 def _report_step(run: Run, log: Log, bar: tqdm, bytes_per_token: float):
