@@ -11,13 +11,17 @@ from pathlib import Path
 from beside import write_record
 
 ROOT = Path(__file__).parents[1]
+SIZE = '--model.vocab {} --model.dim {} --model.hidden {}'.format
 TRIED = {                                                         # what is changed in `tiny`
-    'tiny': '',
-    'vocab 4096': '--model.vocab 4096',
-    'vocab 8192': '--model.vocab 8192',
-    'vocab 12288': '--model.vocab 12288',
-    'dim 256': '--model.dim 256 --model.hidden 768',
-    'dim 256, vocab 4096': '--model.dim 256 --model.hidden 768 --model.vocab 4096',
+    'vocab 2048, dim 192': SIZE(2048, 192, 576),
+    'vocab 4096, dim 192': SIZE(4096, 192, 576),
+    'vocab 8192, dim 192': SIZE(8192, 192, 576),
+    'vocab 12288, dim 192': SIZE(12288, 192, 576),
+    'vocab 2048, dim 256': SIZE(2048, 256, 768),
+    'vocab 4096, dim 256': SIZE(4096, 256, 768),
+    'vocab 4096, dim 160': SIZE(4096, 160, 480) + ' --model.heads 5 --model.kv-heads 1',
+    'vocab 4096, dim 192, hidden 320': SIZE(4096, 192, 320) + ' --model.bigram.buckets 1024',
+    'vocab 6144, dim 128': SIZE(6144, 128, 512),
 }
 
 
