@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOT_RUN', 'TOO_FEW', 'FEWEST', 'COLORS', 'FindingError', 'lookup', 'by_seed', 'fit_quality', 'values_of', 'Finding',
            'arms_of', 'find', 'overall', 'Page', 'scores', 'headline', 'draw_arms', 'all_pages', 'summary_rows',
-           'draw_verdicts', 'draw_growth']
+           'question_rows', 'draw_verdicts', 'draw_growth']
 
 # %% ../nbs/31_findings.ipynb #f8e34a9e
 import math
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from golf_nb.report import (
@@ -271,6 +272,18 @@ def summary_rows(
     return [{'page': page.name, 'question': page.grid['question']} | finding.row()
             for page in pages for finding in page.findings]
 
+
+def question_rows(
+    pages: Sequence[Page],
+) -> list[dict[str, str]]:
+    "One row for each page: its question, and how its predictions fared."
+    def row(page):
+        verdicts = [finding.verdict for finding in page.findings]
+        fared = ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in COLORS if verdict in verdicts)
+        notebook = next(page.path.parent.glob(f'{page.name}_*.ipynb')).as_posix()
+        return {'page': f'[{page.name}]({notebook})', 'question': page.grid['question'], 'predictions': fared}
+    return [row(page) for page in pages]
+
 # %% ../nbs/31_findings.ipynb #02601813
 COLORS = {
     SUPPORTED: 'C2', CONTRADICTED: 'C3', UNDECIDED: '0.6', TOO_FEW: 'C1', NOT_RUN: '0.9',
@@ -303,6 +316,16 @@ def _labels_once(axes: Axes):
     return list(found.values()), list(found)
 
 
+def _growth_title(page: Page) -> str:
+    "How much more the errors of shared weights are than errors of each visit's own, at the end."
+    def ratio(arm):
+        tied, fresh = (by_seed(page.records, arm, f'measured.error_growth.first_order.{kind}.-1')
+                       for kind in ('tied', 'fresh'))
+        return np.mean([tied[seed]/fresh[seed] for seed in tied])
+    ratios = ', '.join(f'{ratio(arm):.2f} ({arm})' for arm in page.arms)
+    return f'At the end, errors that visits share are {ratios} times errors of their own' if ratios else NOT_RUN
+
+
 def _draw_errors(axes: Axes, grown: Mapping):
     "The relative error after each virtual layer, measured and to first order."
     state, depth = np.array(grown['state']), np.arange(len(grown['state']))
@@ -327,6 +350,7 @@ def draw_growth(
     arms = list(page.grid['arms'])
     figure, panels = plt.subplots(2, len(arms), figsize=(13, 5.4), layout='constrained',
                                   sharex='col', sharey='row')
+    figure.suptitle(_growth_title(page))
     for arm, column in zip(arms, panels.T, strict=True):
         for record in (record for record in page.records if record['arm'] == arm):
             grown = record['measured']['error_growth']
@@ -337,6 +361,7 @@ def draw_growth(
         column[0].set_title(arm if arm in page.arms else f'{arm}: not run', fontsize=9)
         column[1].axhline(1, color='0.6', lw=0.8)
         column[1].set_xlabel('virtual layer; grey: a block runs again', fontsize=8)
+        column[1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         for axes in column: axes.spines[['top', 'right']].set_visible(False)
     for axes, label in zip(panels[:, 0], ('relative error', 'stretch of a change'), strict=True):
         axes.set_ylabel(label)
