@@ -592,6 +592,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'golf_nb.findings.fit_quality': ('findings.html#fit_quality', 'golf_nb/findings.py'),
                                   'golf_nb.findings.headline': ('findings.html#headline', 'golf_nb/findings.py'),
                                   'golf_nb.findings.lookup': ('findings.html#lookup', 'golf_nb/findings.py'),
+                                  'golf_nb.findings.main': ('findings.html#main', 'golf_nb/findings.py'),
                                   'golf_nb.findings.overall': ('findings.html#overall', 'golf_nb/findings.py'),
                                   'golf_nb.findings.question_rows': ('findings.html#question_rows', 'golf_nb/findings.py'),
                                   'golf_nb.findings.scores': ('findings.html#scores', 'golf_nb/findings.py'),

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['NOT_RUN', 'TOO_FEW', 'FEWEST', 'COLORS', 'FindingError', 'lookup', 'by_seed', 'fit_quality', 'values_of', 'Finding',
            'arms_of', 'find', 'overall', 'Page', 'scores', 'headline', 'draw_arms', 'all_pages', 'summary_rows',
-           'question_rows', 'draw_verdicts', 'draw_growth']
+           'question_rows', 'draw_verdicts', 'draw_growth', 'main']
 
 # %% ../nbs/31_findings.ipynb #f8e34a9e
+import argparse
+import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
+from .artifact import write_atomically
 from golf_nb.report import (
     CONTRADICTED,
     SUPPORTED,
@@ -367,3 +371,17 @@ def draw_growth(
         axes.set_ylabel(label)
         if page.records: axes.legend(*_labels_once(axes), frameon=False, fontsize=7)
     return figure
+
+# %% ../nbs/31_findings.ipynb #2e123062
+def main():
+    "Write what became of every prediction to a file."
+    parser = argparse.ArgumentParser(prog='python -m golf_nb.findings', description=main.__doc__)
+    parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
+    parser.add_argument('--results', type=Path, default='results', help='where the records are; default: %(default)s')
+    chosen = parser.parse_args()
+    rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
+    if not rows: sys.exit(f'error: no grids e00.json .. e99.json in {chosen.grids}: name their folder with --grids')
+    write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
+
+
+if __name__ == '__main__' and '__file__' in globals(): main()

@@ -6,7 +6,7 @@ import pytest
 from reading import ROOT, cells, source
 
 from golf_nb.book import run_notebook
-from golf_nb.findings import NOT_RUN, Page, arms_of
+from golf_nb.findings import NOT_RUN, Page, all_pages, arms_of, summary_rows
 from golf_nb.grid import TOY, jobs_of, main, read_grid
 
 FOLDER = ROOT/'nbs'/'experiments'
@@ -68,3 +68,9 @@ def test_arms_of_an_experiment_exist(path):
     for expect in grid['expect']:
         named = arms_of(expect)
         assert named and named <= arms, expect['say']
+
+
+def test_the_summary_is_of_these_records():
+    "The copy of the verdicts that lower chapters read; `python -m golf_nb.findings` writes it anew."
+    rows = summary_rows(list(all_pages(FOLDER, ROOT/'results')))
+    assert json.loads((ROOT/'results'/'summary.json').read_text()) == rows
