@@ -25,6 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from .artifact import write_atomically
+from .grid import jobs_of, read_grid, read_records
 from golf_nb.report import (
     CONTRADICTED,
     SUPPORTED,
@@ -37,8 +38,6 @@ from golf_nb.report import (
     mean_interval,
     smallest_effect,
 )
-
-from .grid import jobs_of, read_grid, read_records
 
 # %% ../nbs/31_findings.ipynb #1a8a39b9
 class FindingError(ValueError): "An expectation that cannot be computed, with the path and what is there."
@@ -283,7 +282,7 @@ def question_rows(
     "One row for each page: its question, and how its predictions fared."
     def row(page):
         verdicts = [finding.verdict for finding in page.findings]
-        fared = ', '.join(f'{verdicts.count(verdict)} {verdict}' for verdict in COLORS if verdict in verdicts)
+        fared = ', '.join(f'{verdicts.count(each)} {each}' for each in COLORS if each in verdicts)
         notebook = next(page.path.parent.glob(f'{page.name}_*.ipynb')).as_posix()
         return {'page': f'[{page.name}]({notebook})', 'question': page.grid['question'], 'predictions': fared}
     return [row(page) for page in pages]
@@ -321,7 +320,7 @@ def _labels_once(axes: Axes):
 
 
 def _growth_title(page: Page) -> str:
-    "How much more the errors of shared weights are than errors of each visit's own, at the end."
+    "How much more errors that visits share are than errors of each visit's own, at the end."
     def ratio(arm):
         tied, fresh = (by_seed(page.records, arm, f'measured.error_growth.first_order.{kind}.-1')
                        for kind in ('tied', 'fresh'))
@@ -377,10 +376,10 @@ def main():
     "Write what became of every prediction to a file."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.findings', description=main.__doc__)
     parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
-    parser.add_argument('--results', type=Path, default='results', help='where the records are; default: %(default)s')
+    parser.add_argument('--results', type=Path, default='results', help='of the records; default: %(default)s')
     chosen = parser.parse_args()
     rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
-    if not rows: sys.exit(f'error: no grids e00.json .. e99.json in {chosen.grids}: name their folder with --grids')
+    if not rows: sys.exit(f'error: no grids (e00.json to e99.json) in {chosen.grids}: name a folder with --grids')
     write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
 
 
