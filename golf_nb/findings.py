@@ -24,8 +24,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from .artifact import write_atomically
-from .grid import jobs_of, read_grid, read_records
 from golf_nb.report import (
     CONTRADICTED,
     SUPPORTED,
@@ -38,6 +36,9 @@ from golf_nb.report import (
     mean_interval,
     smallest_effect,
 )
+
+from .artifact import write_atomically
+from .grid import jobs_of, read_grid, read_records
 
 # %% ../nbs/31_findings.ipynb #1a8a39b9
 class FindingError(ValueError): "An expectation that cannot be computed, with the path and what is there."
@@ -326,7 +327,8 @@ def _growth_title(page: Page) -> str:
                        for kind in ('tied', 'fresh'))
         return np.mean([tied[seed]/fresh[seed] for seed in tied])
     ratios = ', '.join(f'{ratio(arm):.2f} ({arm})' for arm in page.arms)
-    return f'At the end, errors that visits share are {ratios} times errors of their own' if ratios else NOT_RUN
+    if not ratios: return NOT_RUN
+    return f'At the end, errors that visits share are {ratios} times errors of their own'
 
 
 def _draw_errors(axes: Axes, grown: Mapping):
@@ -376,10 +378,10 @@ def main():
     "Write what became of every prediction to a file."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.findings', description=main.__doc__)
     parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
-    parser.add_argument('--results', type=Path, default='results', help='of the records; default: %(default)s')
+    parser.add_argument('--results', type=Path, default='results', help='records; default: %(default)s')
     chosen = parser.parse_args()
     rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
-    if not rows: sys.exit(f'error: no grids (e00.json to e99.json) in {chosen.grids}: name a folder with --grids')
+    if not rows: sys.exit(f'error: no e00.json to e99.json in {chosen.grids}: name a folder with --grids')
     write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
 
 
