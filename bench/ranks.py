@@ -14,29 +14,25 @@ from beside import write_record
 
 def one(name, steps, tokens):
     "Steps of one preset among the processes that torchrun started; the first one prints their seconds."
-    import torch.distributed as dist
-
     from golf_nb.data import get_dataset
     from golf_nb.model import count_parameters, keep_memory
     from golf_nb.optim import Clock
     from golf_nb.presets import get
-    from golf_nb.trainer import Process, prime, start, train_step
+    from golf_nb.trainer import joined, prime, start, train_step
     keep_memory()
-    rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-    if world > 1: dist.init_process_group('gloo')
-    config = get(name)
+    config, seconds = get(name), []
     config = replace(config, steps=1000, data=replace(config.data, batch_tokens=tokens))
-    run = start(config, get_dataset(config.data.source, config.model.vocab), Process(rank, world))
-    prime(run)
-    late, seconds = Clock(900, steps=1000), []                # all visits, on the grid
-    train_step(run, late)
-    for _ in range(steps):
-        begin = time.perf_counter()
+    late = Clock(900, steps=1000)                             # all visits, on the grid
+    with joined() as process:
+        run = start(config, get_dataset(config.data.source, config.model.vocab), process)
+        prime(run)
         train_step(run, late)
-        seconds.append(time.perf_counter() - begin)
-    if world > 1: dist.destroy_process_group()
-    if rank: return
-    print(json.dumps({'preset': name, 'processes': world, 'seconds': seconds, 'tokens': tokens,
+        for _ in range(steps):
+            begin = time.perf_counter()
+            train_step(run, late)
+            seconds.append(time.perf_counter() - begin)
+    if not process.first: return
+    print(json.dumps({'preset': name, 'processes': process.world, 'seconds': seconds, 'tokens': tokens,
                       'gradient_bytes': 4*count_parameters(run.model),
                       'peak_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024}))
 

@@ -991,6 +991,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.trainer.first_not_finite': ('trainer.html#first_not_finite', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer.fit': ('trainer.html#fit', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer.gradients': ('trainer.html#gradients', 'golf_nb/trainer.py'),
+                                 'golf_nb.trainer.joined': ('trainer.html#joined', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer.keep': ('trainer.html#keep', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer.keep_log': ('trainer.html#keep_log', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer.mean_loss': ('trainer.html#mean_loss', 'golf_nb/trainer.py'),

@@ -95,44 +95,31 @@ def main(
     "Train as the command line says."
     try: command = read_command(sys.argv[1:] if arguments is None else arguments)
     except (PresetError, ConfigError) as error: sys.exit(f'error: {error}')
-    import torch
-    import torch.distributed as dist
-
-    from golf_nb.model import keep_memory
-    from golf_nb.report import summary
-    from golf_nb.tiles import compiler, load_tiles
-    from golf_nb.trainer import Process, TrainingError, train
-
     if command.explain:
         print(explain(command))
         return 0
-    alone = (('RANK', 0), ('WORLD_SIZE', 1), ('LOCAL_RANK', 0))
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in alone)
-    device = torch.device('cuda', local) if torch.cuda.is_available() else torch.device('cpu')
-    if device.type == 'cuda': torch.cuda.set_device(device)
-    def say(text):
-        if rank == 0: print(text, flush=True)
-    run = command.run
-    if run.compile and device.type == 'cpu' and not compiler():
-        say('no C++ compiler found (g++ or clang++): going on uncompiled, which is slower')
-        run = replace(run, compile=False)
-    if run.compile and device.type == 'cpu' and run.precision != 'fp32' and load_tiles():
-        say('attention in bf16 runs on the tiles of this processor (golf_nb.tiles)')
-    if device.type == 'cpu' and keep_memory(): say('glibc is told to keep freed memory (mallopt)')
+    from golf_nb.model import keep_memory
+    from golf_nb.report import summary
+    from golf_nb.tiles import compiler, load_tiles
+    from golf_nb.trainer import TrainingError, joined, train
+
     # did a worker die, and torchrun start all again?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    name = f'{run.preset}-{run.seed}'
+    again, name = command.resume is not None or restarted, f'{command.run.preset}-{command.run.seed}'
+    # before they join, while no process can have made it yet
     folder = command.resume or command.out or default_folder(Path('runs'), name, restarted)
-    if world > 1:
-        # Loaded after the group is made, it would keep the group's threads beyond `destroy_process_group`:
-        # a process that ends with them may abort.
-        import torch._dynamo  # noqa: F401
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
-    process, again = Process(rank, world, device), command.resume is not None or restarted
-    try: report = train(run, folder, process, again, say)
-    except (TrainingError, ValueError, OSError) as error: sys.exit(f'error: {error}')
-    finally:
-        if world > 1: dist.destroy_process_group()
+    with joined() as process:
+        def say(text):
+            if process.first: print(text, flush=True)
+        run, on_cpu = command.run, process.device.type == 'cpu'
+        if run.compile and on_cpu and not compiler():
+            say('no C++ compiler found (g++ or clang++): going on uncompiled, which is slower')
+            run = replace(run, compile=False)
+        if run.compile and on_cpu and run.precision != 'fp32' and load_tiles():
+            say('attention in bf16 runs on the tiles of this processor (golf_nb.tiles)')
+        if on_cpu and keep_memory(): say('glibc is told to keep freed memory (mallopt)')
+        try: report = train(run, folder, process, again, say)
+        except (TrainingError, ValueError, OSError) as error: sys.exit(f'error: {error}')
     if report: say(f'\n{summary(report)}\n\nwritten to {folder}: report.json, log.jsonl, model.golf, plots/')
     return 0
 

@@ -1,15 +1,13 @@
 "Train a preset as the command does, but end with the last checkpoint: no artifact, no scores. Used by tests."
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from golf_nb.data import get_dataset
 from golf_nb.presets import get
-from golf_nb.trainer import Process, fit, keep_log, prime, resume, start
+from golf_nb.trainer import fit, joined, keep_log, prime, resume, start
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('preset')
@@ -38,15 +36,13 @@ config = replace(
     optim=replace(mini.optim, ns_dtype='fp32' if chosen.precision == 'fp32' else 'bf16'),
     data=replace(mini.data, seq_len=chosen.seq_len, batch_tokens=chosen.tokens))
 torch.use_deterministic_algorithms(True)
-rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
-if world > 1: dist.init_process_group('gloo')
 chosen.out.mkdir(parents=True, exist_ok=True)
-run = start(config, get_dataset(config.data.source, config.model.vocab), Process(rank, world))
-if chosen.nudge:
-    w = run.model.embed.data
-    w[100, 0] = torch.nextafter(w[100, 0], torch.tensor(9., dtype=w.dtype))
-prime(run)
-resume(run, chosen.out)
-if rank == 0: keep_log(chosen.out, run.step)
-fit(run, chosen.out, 3.)
-if world > 1: dist.destroy_process_group()
+with joined() as process:
+    run = start(config, get_dataset(config.data.source, config.model.vocab), process)
+    if chosen.nudge:
+        w = run.model.embed.data
+        w[100, 0] = torch.nextafter(w[100, 0], torch.tensor(9., dtype=w.dtype))
+    prime(run)
+    resume(run, chosen.out)
+    if process.first: keep_log(chosen.out, run.step)
+    fit(run, chosen.out, 3.)
