@@ -38,7 +38,7 @@ from golf_nb.report import (
 )
 
 from .artifact import write_atomically
-from .grid import jobs_of, read_grid, read_records
+from .grid import GridError, jobs_of, read_grid, read_records
 
 # %% ../nbs/31_findings.ipynb #1a8a39b9
 class FindingError(ValueError): "An expectation that cannot be computed, with the path and what is there."
@@ -135,17 +135,19 @@ class Finding:
 
     @property
     def smallest(self) -> float:
-        "The smallest deviation from the mean that so many seeds would have seen."
+        "The smallest deviation from the mean that so many seeds would have seen in four of five repetitions."
         return smallest_effect(self.interval.sd, self.interval.n) if self.interval else math.nan
 
     def row(self) -> dict[str, str]:
         "A row of a table."
         if self.interval is None:
             return {'prediction': self.say, 'region': self.region, 'measured': '', 'seeds': '0',
-                    'smallest effect seen': '', 'verdict': self.verdict}
+                    'smallest visible': '', 'verdict': self.verdict}
         number, seeds = str(self.interval).split(', n = ')
-        return {'prediction': self.say, 'region': self.region, 'measured': number, 'seeds': seeds,
-                'smallest effect seen': f'{self.smallest:.4f}', 'verdict': self.verdict}
+        alike = self.interval.sd == 0             # whole numbers, say: there is no spread to compute with
+        return {'prediction': self.say, 'region': self.region, 'seeds': seeds,
+                'measured': f'{self.interval.mean:+.4f}, all alike' if alike else number,
+                'smallest visible': '' if alike else f'{self.smallest:.4f}', 'verdict': self.verdict}
 
 
 def arms_of(
@@ -166,12 +168,14 @@ def find(
     if above == -math.inf and below == math.inf: raise FindingError(f'{expect["say"]}: set above or below')
     region = f'above {above:g}' if below == math.inf else f'below {below:g}'
     if math.isfinite(above + below): region = f'{above:g} to {below:g}'
-    values = values_of(expect, records) if records else {}
-    if not values:   # if all arms ran: a logarithm of something that is not positive
-        complete = arms_of(expect) <= {record['arm'] for record in records}
-        return Finding(expect['say'], region, None, UNDECIDED if complete else NOT_RUN)
+    values, ran = values_of(expect, records) if records else {}, {}
+    for record in records: ran.setdefault(record['seed'], set()).add(record['arm'])
+    complete = sum(arms_of(expect) <= arms for arms in ran.values())
+    # What is not positive has no logarithm: a seed can have run, and yet give no value.
+    if not values: return Finding(expect['say'], region, None, UNDECIDED if complete else NOT_RUN)
     interval = mean_interval(values.values())
-    verdict = judge(interval, above, below) if interval.n >= FEWEST else TOO_FEW
+    too_few = UNDECIDED if complete >= FEWEST else TOO_FEW
+    verdict = judge(interval, above, below) if interval.n >= FEWEST else too_few
     return Finding(expect['say'], region, interval, verdict)
 
 
@@ -193,7 +197,11 @@ class Page:
         grids: Path = Path('.'),
     ):
         self.name, self.path, self.results = name, grids/f'{name}.json', results
-        self.grid, self.records = read_grid(self.path), read_records(results/name)
+        self.grid, found = read_grid(self.path), read_records(results/name)
+        # toy records lie in a folder of their own, so both sizes may be asked for at once
+        nets = {(job.arm, job.seed, job.net) for toy in (False, True) for job in jobs_of(self.path, toy)}
+        self.records = [r for r in found if (r['arm'], r['seed'], r['net']) in nets]
+        self.outdated = len(found) - len(self.records)
 
     @property
     def command(self) -> str: return f'python -m golf_nb.grid nbs/experiments/{self.name}.json'
@@ -222,6 +230,7 @@ class Page:
         title, runs = overall(self.findings), len(jobs_of(self.path))
         lines = [f'## Verdict: {title}', '', markdown_table([finding.row() for finding in self.findings])]
         if len(self.records) < runs: lines += ['', f'{len(self.records)} of {runs} runs are recorded.']
+        if self.outdated: lines += ['', f'{self.outdated} records are of other settings, and left out.']
         return Markdown('\n'.join(lines))
 
 # %% ../nbs/31_findings.ipynb #5acc3bb3
@@ -380,7 +389,9 @@ def main():
     parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
     parser.add_argument('--results', type=Path, default='results', help='records; default: %(default)s')
     chosen = parser.parse_args()
-    rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
+    try: rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
+    except (GridError, FindingError) as error: sys.exit(f'error: {error}')
+    if not chosen.results.is_dir(): sys.exit(f'error: no folder {chosen.results}: name one with --results')
     if not rows: sys.exit(f'error: no e00.json to e99.json in {chosen.grids}: name a folder with --grids')
     write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
 

@@ -129,8 +129,10 @@ def read_grid(
     except OSError as error: raise GridError(f'{path}: {error.strerror}') from None
     except json.JSONDecodeError as error:
         raise GridError(f'{path}: line {error.lineno}: {error.msg}') from None
+    if not isinstance(values, dict): raise GridError(f'{path}: expected an object, got {values!r:.60}')
     if unknown := sorted(set(values) - KEYS):
         raise GridError(f'{path}: unknown {unknown}; a grid has {", ".join(sorted(KEYS))}')
+    if values.get('like') == path.name: raise GridError(f'{path}: a grid cannot be like itself')
     if 'like' not in values: return values
     base = read_grid(path.parent/values['like'])
     merged = base | values
@@ -188,10 +190,10 @@ def read_record(
 
 def read_records(
     folder: Path,                  # e.g. results/e01
-) -> list[dict]:                   # those that did not fail, by name
+) -> list[dict]:                   # those that are whole, by name
     "Read all records of an experiment."
     found = (read_record(path) for path in sorted(folder.glob('*.json')))
-    return [record for record in found if 'failed' not in record]
+    return [record for record in found if not {'failed', 'partial'} & set(record)]
 
 
 def state_of(
@@ -201,7 +203,8 @@ def state_of(
     record = read_record(job.record)
     if record and record['net'] != job.net: return 'outdated'
     if record and 'failed' in record: return f'failed: {record["failed"]}'
-    if record and all(record['options'].get(name) == chosen for name, chosen in job.after.items()):
+    whole = record and 'partial' not in record
+    if whole and all(record['options'].get(name) == chosen for name, chosen in job.after.items()):
         return 'done'
     if (job.folder/'report.json').exists(): return 'to measure'
     return 'begun' if (job.folder/'checkpoint').exists() else 'new'
@@ -313,22 +316,24 @@ def run_job(
         report = train_net(job.config, job.folder, say)
         if report is None: return None
         old = read_record(job.record) or {}
-        if old.get('net') != job.net or 'failed' in old: old = {}
-        measured, options, begin = old.get('measured', {}), old.get('options', {}), time.monotonic()
-        for name, chosen in job.after.items():
-            if options.get(name) == chosen: continue
-            measured[name.split(':')[-1]] = named_function(name)(job.folder, **chosen)
-            options[name] = chosen
-        here = circumstances()
+        if old.get('net') != job.net: old = {}
+        measured, options, here = old.get('measured', {}), old.get('options', {}), circumstances()
         record = {
             **_identity(job), 'preset': job.config.preset, 'bpb': report['bpb'],
             'parameters': report['parameters'], 'bytes': report['artifact'],
             'bytes_per_token': report['bytes_per_token'], 'cost': report['cost'],
-            'measure_seconds': old.get('measure_seconds', 0.) + time.monotonic() - begin,
+            'measure_seconds': old.get('measure_seconds', 0.),
             'measured': measured, 'options': options, 'curve': curve_of(job.folder),
             'trained_with': {name: report[name] for name in here}, 'measured_with': here,
             'config': to_dict(job.config),
         }
+        for name, chosen in job.after.items():
+            if options.get(name) == chosen: continue
+            begin = time.monotonic()
+            measured[name.split(':')[-1]] = named_function(name)(job.folder, **chosen)
+            options[name] = chosen
+            record['measure_seconds'] += time.monotonic() - begin
+            _write(job.record, record | {'partial': True})     # kept, should the next one fail
         _write(job.record, record)
     return record
 
@@ -337,8 +342,11 @@ def record_failure(
     job: Job,
     error: str,          # what happened
 ):
-    "Write down that a run failed, in one line."
-    _write(job.record, _identity(job) | {'failed': ' '.join(error.split())[:500]})
+    "Write down that a run failed, in one line; what is measured already stays."
+    try: old = read_record(job.record) or {}
+    except GridError: old = {}
+    kept = old if old.get('net') == job.net else {}
+    _write(job.record, kept | _identity(job) | {'failed': ' '.join(error.split())[:500]})
 
 
 def _identity(job: Job) -> dict:
@@ -504,7 +512,9 @@ def parse(
     parser.add_argument('--retry', action='store_true', help='try failed runs once more')
     parser.add_argument('--toy', action='store_true', help='toy size, in seconds, into runs/toy')
     parser.add_argument('--job', help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.workers < 0: parser.error(f'--workers {options.workers}: at least 0')
+    return options
 
 
 def shares(
@@ -525,8 +535,11 @@ def chosen_jobs(
     "List the runs that a command line asks for."
     jobs = [job for path in options.grids for job in jobs_of(path, options.toy)]
     if options.job: return [job for job in jobs if f'{job.grid}/{job.name}' == options.job]
-    return [job for job in share_of(jobs, *shares(options.share, environment))
-            if fnmatch.fnmatch(job.name, options.only)]
+    chosen = [job for job in share_of(jobs, *shares(options.share, environment))
+              if fnmatch.fnmatch(job.name, options.only)]
+    if not any(fnmatch.fnmatch(job.name, options.only) for job in jobs):
+        raise GridError(f'--only {options.only}: no run fits, e.g. {jobs[0].name} would')
+    return chosen
 
 # %% ../nbs/29_grid.ipynb #8bbf431d
 def main(

@@ -45,7 +45,7 @@ def circumstances() -> dict:        # versions, commit, machine
     return {
         'versions': {'python': platform.python_version(), **{name: version(name) for name in PACKAGES}},
         'commit': commit or None,
-        'uncommitted_changes': bool(git('status', '--porcelain')) if commit else None,
+        'uncommitted_changes': bool(git('status', '--porcelain', '.')) if commit else None,
         'machine': {'system': platform.system(), 'device': device, 'threads': torch.get_num_threads(),
                     'vectors': torch.backends.cpu.get_cpu_capability(), 'bf16': computes_bf16('cpu')},
     }

@@ -31,6 +31,8 @@ def default_config(
     except OSError as error:
         raise ConfigError(f'--resume {chosen.resume}: no run to continue there '
                           f'({error.strerror}: config.json)') from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f'--resume {chosen.resume}: config.json is cut short or spoiled: {error}') from None
 
 
 def read_command(
@@ -43,13 +45,14 @@ def read_command(
 def default_folder(
     runs: Path,              # folder of all runs
     name: str,               # e.g. 'tiny-1337'
-    restarted: bool,         # continue the newest run of this name?
+    restarted: bool,         # continue the newest run of this name, unless it is finished?
 ) -> Path:
     "Choose a run directory."
     number = 1
-    while (runs/(name if number == 1 else f'{name}-{number}')).exists(): number += 1
-    if restarted: number = max(number - 1, 1)
-    return runs/(name if number == 1 else f'{name}-{number}')
+    def folder(number): return runs/(name if number == 1 else f'{name}-{number}')
+    while folder(number).exists(): number += 1
+    goes_on = restarted and number > 1 and not (folder(number - 1)/'report.json').exists()
+    return folder(number - 1 if goes_on else number)
 
 # %% ../nbs/20_train.ipynb #b7fad4b9
 def explain(
@@ -62,13 +65,15 @@ def explain(
     from golf_nb.trainer import Process, settled
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     run = settled(command.run, Process(device=device))
-    model = build(run.model, device='meta')
-    flops = flops_per_token(run.model, run.data.seq_len)
     schedule, data, per_step = run.model.schedule, run.data, run.data.batch_tokens
+    rows = per_step//max(data.seq_len, 1)//data.micro_batches
+    if data.seq_len < 1 or rows < 1:
+        raise ValueError(f'data.batch_tokens = {per_step}: less than a sequence of data.seq_len = {data.seq_len} '
+                         f'in each of {data.micro_batches} micro-batches')
+    model, flops = build(run.model, device='meta'), flops_per_token(run.model, data.seq_len)
     budget = f'{run.seconds:.0f} s of training'
     if run.reserve: budget += f', {run.reserve:.0f} s of them for calibration'
     if run.steps: budget = f'{run.steps} steps, {run.steps*per_step:,} tokens'
-    rows = per_step//data.seq_len//data.micro_batches
     memory = memory_bytes(run.model, data.seq_len, rows, 4 if run.precision == 'fp32' else 2, run.recompute)
     facts = {
         'preset': f'{run.preset}, {run.scale}',
@@ -96,7 +101,8 @@ def main(
     try: command = read_command(sys.argv[1:] if arguments is None else arguments)
     except (PresetError, ConfigError) as error: sys.exit(f'error: {error}')
     if command.explain:
-        print(explain(command))
+        try: print(explain(command))
+        except (RuntimeError, ValueError) as error: sys.exit(f'error: {error}')
         return 0
     from golf_nb.model import keep_memory
     from golf_nb.report import summary
@@ -105,9 +111,10 @@ def main(
 
     # did a worker die, and torchrun start all again?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    again, name = command.resume is not None or restarted, f'{command.run.preset}-{command.run.seed}'
     # before they join, while no process can have made it yet
-    folder = command.resume or command.out or default_folder(Path('runs'), name, restarted)
+    folder = command.resume or command.out or default_folder(
+        Path('runs'), f'{command.run.preset}-{command.run.seed}', restarted)
+    again = command.resume is not None or restarted and not (folder/'report.json').exists()
     with joined() as process:
         def say(text):
             if process.first: print(text, flush=True)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def joined() -> Iterator[Process]:
         # Loaded after the group is made, it would keep the group's threads beyond `destroy_process_group`:
         # a process that ends with them may abort.
         from torch import _dynamo  # noqa: F401
-        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
+        # The others wait as long as the first one quantizes and scores.
+        dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
     try: yield Process(rank, world, device)
     finally:
         if world > 1: dist.destroy_process_group()
@@ -89,6 +91,7 @@ class Run:
     averages: dict[str, Average] = field(default_factory=dict)  # 'ema', 'swa'
     step: int = 0
     seconds: float = 0.               # of training so far, without priming and checkpoints
+    finished: bool = False            # is the budget spent?
     losses: list[float] = field(default_factory=list)   # of the steps since the last log line
     micro_losses: list[Tensor] = field(default_factory=list)  # of this process's part of the last step
     norm: float | None = None         # global L2 norm of the last gradient before it was clipped
@@ -340,6 +343,7 @@ def checkpoint(
         'seconds': run.seconds,
         'segments': run.segments,
         'losses': run.losses,
+        'finished': run.finished,
         'qat': run.model.fake_quant is not None,
         'averaged': {kind: average.count for kind, average in run.averages.items()},
         'loader': states,
@@ -379,7 +383,7 @@ def resume(
         raise TrainingError(f'{path}: the shards loader needs {len(states)} processes again, got {world}')
     run.loader.restore(states[run.process.rank % len(states)])
     run.step, run.seconds, run.segments = facts['step'], facts['seconds'], facts['segments']
-    run.losses = facts['losses']
+    run.losses, run.finished = facts['losses'], facts.get('finished', False)
     for kind, count in facts['averaged'].items(): run.averages[kind].count = count
     if facts['qat']: start_qat(run)
     run.saved = f'{path}, step {run.step}'
@@ -488,6 +492,7 @@ def fit(
     say: Callable[[str], None] = print,
 ) -> bool:                            # is the budget spent? False: asked to stop
     "Train until the budget is spent or the run is asked to stop; log and save on the way."
+    if run.finished: return True      # and was resumed
     config, process, log = run.config, run.process, Log(folder/'log.jsonl', say)
     budget = config.steps or config.seconds - config.reserve
     offset, begin = run.seconds, time.monotonic()
@@ -511,11 +516,11 @@ def fit(
             train_step(run)
             if process.first and run.step % config.log_every == 0:
                 _report_step(run, log, bar, bytes_per_token)
-        done = not stop or over or bool(config.steps and run.step >= budget)
-        if process.first and done and run.losses: _report_step(run, log, bar, bytes_per_token)
+        run.finished = not stop or over or bool(config.steps and run.step >= budget)
+        if process.first and run.finished and run.losses: _report_step(run, log, bar, bytes_per_token)
         run.segments['steps'] = run.seconds
         keep(run, folder, say)
-    return done
+    return run.finished
 
 
 def _report_step(run: Run, log: Log, bar: tqdm, bytes_per_token: float):
@@ -667,17 +672,17 @@ def train(
     "Train, quantize, score, and report one model."
     # before anything is written: the data may be wrong
     dataset, config = get_dataset(config.data.source, config.model.vocab), settled(config, process)
+    if process.first and (folder/'checkpoint').exists() and not again:
+        raise TrainingError(f'{folder} holds a run already: choose another --out, '
+                            f'or continue it with --resume {folder}')
+    torch.use_deterministic_algorithms(config.deterministic)
+    run = start(config, dataset, process)
     if process.first:
-        if (folder/'checkpoint').exists() and not again:
-            raise TrainingError(f'{folder} holds a run already: choose another --out, '
-                                f'or continue it with --resume {folder}')
         folder.mkdir(parents=True, exist_ok=True)
         # half-written when a process was killed
         for left in (folder/'checkpoint').glob('.*.safetensors.*'): left.unlink()
-        if not (folder/'config.json').exists():
+        if not again or not (folder/'config.json').exists():
             write_atomically(folder/'config.json', json.dumps(to_dict(config), indent=1).encode())
-    torch.use_deterministic_algorithms(config.deterministic)
-    run = start(config, dataset, process)
     if again and resume(run, folder): say(f'continuing at step {run.step}')
     if process.first: keep_log(folder, run.step)
     if process.first and config.train_on_validation and not again:
