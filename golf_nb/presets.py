@@ -83,7 +83,7 @@ PRESETS: dict[str, Preset] = {
         Card('golf_nb', 'tiny without sharing: each virtual layer a block', 'not run', 'no contest entry'),
         {'mini': _variant('tiny-unshared', unshared(_LOOP))}),
     'sprint': Preset(
-        Card('golf_nb', 'tiny, wider and with twice the vocabulary: the best of 240 s', 'nothing',
+        Card('golf_nb', 'tiny, wider and with twice the vocabulary, for 240 s', 'nothing',
              'no contest entry', 'three seeds in results/tiny/sprint.json'),
         {'mini': replace(TINY, preset='sprint', seconds=240.,
                          model=replace(TINY.model, vocab=12288, dim=192, hidden=576))}),
