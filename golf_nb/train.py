@@ -68,8 +68,8 @@ def explain(
     schedule, data, per_step = run.model.schedule, run.data, run.data.batch_tokens
     rows = per_step//max(data.seq_len, 1)//data.micro_batches
     if data.seq_len < 1 or rows < 1:
-        raise ValueError(f'data.batch_tokens = {per_step}: less than a sequence of data.seq_len = {data.seq_len} '
-                         f'in each of {data.micro_batches} micro-batches')
+        raise ValueError(f'data.batch_tokens = {per_step}: less than a sequence of {data.seq_len} tokens '
+                         f'in each of {data.micro_batches} micro-batches (data.seq_len)')
     model, flops = build(run.model, device='meta'), flops_per_token(run.model, data.seq_len)
     budget = f'{run.seconds:.0f} s of training'
     if run.reserve: budget += f', {run.reserve:.0f} s of them for calibration'
