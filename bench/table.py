@@ -16,7 +16,7 @@ SCRIPTS = {                       # record: file, and what makes it short
     'ttt': ['ttt', '--rounds', '2', '--tokens', '8192'],
     'attention': ['attention', '--rounds', '7'],
     'files': ['files', '--rounds', '3'],
-    'growth': ['growth', '--rounds', '3'],
+    'growth': ['growth', '--rounds', '2'],
     'ranks': ['ranks', '--rounds', '1', '--presets', 'cycle'],
 }
 
