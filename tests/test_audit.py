@@ -742,7 +742,7 @@ def test_an_artifact_may_be_read(tmp_path):
     assert judged(FromBytes, artifact=np.full(32, .1).tobytes()).verdict == 'pass'
 
 
-@pytest.mark.parametrize('length, vocab', [(3, 32), (9, 32), (60, 2), (90, 3000)])
+@pytest.mark.parametrize('length, vocab', [(3, 32), (9, 32), (60, 2), (90, 900)])
 def test_streams_of_any_size(length, vocab):
     tokens = np.random.default_rng(0).integers(0, vocab, length)
     for kind in (Uniform, Counter):
