@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .artifact import load, read_header, write_atomically
-from .config import RunConfig, from_dict
+from .config import ConfigError, RunConfig, from_dict
 from .data import get_dataset
 from .model import Model, as_run, build, compile_parts, keep_memory, read_out
 from .presets import original
@@ -288,7 +288,8 @@ def load_config(
     folder: Path,                  # a run directory
 ) -> RunConfig:
     "Read a run's configuration."
-    return from_dict(RunConfig, json.loads((folder/'config.json').read_text()))
+    try: return from_dict(RunConfig, json.loads((folder/'config.json').read_text()))
+    except json.JSONDecodeError as error: raise ConfigError(f'{folder}/config.json: {error}') from None
 
 
 def load_model(

@@ -156,6 +156,7 @@ def jobs_of(
     small = values.get('toy', {}) if toy else {}
     if toy: results, runs = Path(TOY[0]), Path(TOY[1])
     patterns = small.get('only', values.get('only', ['*']))
+    if not isinstance(values.get('arms', {}), dict): raise GridError(f'{path}: arms: not names with fields')
     arms = {name: arm for name, arm in values.get('arms', {}).items()
             if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     if not arms: raise GridError(f'{path}: no arms; name some, or look at `only`')
