@@ -330,14 +330,18 @@ def _labels_once(axes: Axes):
 
 
 def _growth_title(page: Page) -> str:
-    "How much more errors that visits share are than errors of each visit's own, at the end."
+    "Where the error goes, and how much more errors that visits share are than errors of each visit's own."
     def ratio(arm):
         tied, fresh = (by_seed(page.records, arm, f'measured.error_growth.first_order.{kind}.-1')
                        for kind in ('tied', 'fresh'))
         return np.mean([tied[seed]/fresh[seed] for seed in tied])
     ratios = ', '.join(f'{ratio(arm):.2f} ({arm})' for arm in page.arms)
     if not ratios: return NOT_RUN
-    return f'At the end, errors that visits share are {ratios} times errors of their own'
+    ends = [[grown['error'][i]/grown['state'][i] for i in (0, -1)] for record in page.records
+            for grown in [record['measured']['error_growth']]]
+    falls = sum(last < first for first, last in ends)
+    return (f'Relative to the stream, rounding errors end smaller than they begin in {falls} of {len(ends)} nets;\n'
+            f'at the end, errors that visits share are {ratios} times errors of their own')
 
 
 def _draw_errors(axes: Axes, grown: Mapping):
