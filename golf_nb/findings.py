@@ -340,7 +340,7 @@ def _growth_title(page: Page) -> str:
     ends = [[grown['error'][i]/grown['state'][i] for i in (0, -1)] for record in page.records
             for grown in [record['measured']['error_growth']]]
     falls = sum(last < first for first, last in ends)
-    return (f'Relative to the stream, rounding errors end smaller than they begin in {falls} of {len(ends)} nets;\n'
+    return (f'Relative to the stream, errors end smaller than they begin in {falls} of {len(ends)} nets;\n'
             f'at the end, errors that visits share are {ratios} times errors of their own')
 
 
