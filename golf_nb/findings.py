@@ -337,10 +337,9 @@ def _growth_title(page: Page) -> str:
         return np.mean([tied[seed]/fresh[seed] for seed in tied])
     ratios = ', '.join(f'{ratio(arm):.2f} ({arm})' for arm in page.arms)
     if not ratios: return NOT_RUN
-    ends = [[grown['error'][i]/grown['state'][i] for i in (0, -1)] for record in page.records
-            for grown in [record['measured']['error_growth']]]
-    falls = sum(last < first for first, last in ends)
-    return (f'Relative to the stream, errors end smaller than they begin in {falls} of {len(ends)} nets;\n'
+    grown = [record['measured']['error_growth'] for record in page.records]
+    falls = sum(one['error'][-1]/one['state'][-1] < one['error'][0]/one['state'][0] for one in grown)
+    return (f'Relative to the stream, errors end smaller than they begin in {falls} of {len(grown)} nets;\n'
             f'at the end, errors that visits share are {ratios} times errors of their own')
 
 
@@ -393,9 +392,9 @@ def main():
     parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
     parser.add_argument('--results', type=Path, default='results', help='records; default: %(default)s')
     chosen = parser.parse_args()
+    if not chosen.results.is_dir(): sys.exit(f'error: no folder {chosen.results}: name one with --results')
     try: rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
     except (GridError, FindingError) as error: sys.exit(f'error: {error}')
-    if not chosen.results.is_dir(): sys.exit(f'error: no folder {chosen.results}: name one with --results')
     if not rows: sys.exit(f'error: no e00.json to e99.json in {chosen.grids}: name a folder with --grids')
     write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
 
