@@ -78,7 +78,7 @@ def joined() -> Iterator[Process]:
     finally:
         if world > 1: dist.destroy_process_group()
 
-
+# %% ../nbs/19_trainer.ipynb #cc10a93f
 @dataclass
 class Run:
     "Everything that changes while a run goes on."
