@@ -9,6 +9,7 @@ __all__ = ['JUDGES', 'spend', 'judge_grids', 'training_text', 'allocation_gaps',
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from golf_nb.compounding import (
     weight_error,
 )
 
-from .artifact import entropy_bits
+from .artifact import entropy_bits, save
 from .config import RunConfig
 from .data import get_dataset, read_shard
 from .evaluate import load_model
@@ -104,7 +105,7 @@ def allocation_gaps(
     uniform: int,                      # the choice that sets the budget, if all matrices have it
     rows: int = 64,                    # of validation text
     judged_rows: int = 8,              # of training text
-) -> dict:                             # by judge: gap, bytes, the looped block's share, and the choices
+) -> dict:                             # by judge: gap, bytes and the looped block's share, choices
     "Measure E14: gaps at equal bytes, with the same grid everywhere and with grids chosen by each judge."
     model, config = load_model(folder, False)
     plan = plan_grids(model.named_parameters(), config.quant)
@@ -119,10 +120,12 @@ def allocation_gaps(
     looped = [order.count(int(name.split('.')[1])) > 1 for name in names]
     for judge, pick in ({'uniform': [uniform]*len(names)} | picks).items():
         chosen = plan | {name: choices[option] for name, option in zip(names, pick, strict=True)}
-        weights, spent = restore(convert(model.state_dict(), chosen)), sizes[np.arange(len(names)), pick]
-        error = weight_error(model, weights)
+        stored, spent = convert(model.state_dict(), chosen), sizes[np.arange(len(names)), pick]
+        error = weight_error(model, restore(stored))
+        with TemporaryDirectory() as into: file_bytes = save(Path(into)/'model.golf', stored, codec='entropy')
         found[judge] = {'gap': gap(untie(model, error), text), 'bytes': float(spent.sum()),
-                        'looped_share': float(spent[looped].sum()/spent.sum()), 'choices': pick}
+                        'looped_share': float(spent[looped].sum()/spent.sum()), 'file_bytes': file_bytes,
+                        'choices': pick}
     return {'names': names, 'by': found}
 
 # %% ../nbs/32_remedies.ipynb #47c781d8
