@@ -45,6 +45,7 @@ def spend(
     parts: int = 1 << 14,              # of the budget; sizes are rounded up to whole ones
 ) -> list[int]:                        # the choice of each item
     "Choose one option an item so that the sum of costs is least within a budget: exact but for the parts."
+    if not budget > 0: raise ValueError(f'a budget is above 0, got {budget}')
     units = np.ceil(np.asarray(sizes)/budget*parts - 1e-9).astype(int)
     best, chosen = np.zeros(parts + 1), []         # least cost of the items so far, by parts that may be used
     for cost, unit in zip(costs, units, strict=True):
@@ -136,7 +137,7 @@ def _blocks_of_rows(model: Model) -> dict[str, Tensor]:
         if not name.startswith('cond.'): continue
         column = {'q_gain': 'gain', 'film_gamma': 'film', 'film_beta': 'film'}.get(name[5:], 'cond')
         of = {getattr(layer, column): layer.block for layer in schedule}
-        tables[name] = torch.tensor([of[row] for row in range(len(p))])
+        tables[name] = torch.tensor([of[row] for row in range(len(p))], device=p.device)
     return tables
 
 
@@ -151,12 +152,12 @@ def refit(
     "Move the scales of a rounded net until it predicts what the float net predicts."
     if kind not in ('own', 'shared'): raise ValueError(f"kind is 'own' or 'shared', got {kind!r}")
     blocks = _blocks_of_rows(model)
-    index = {name: torch.arange(len(of)) if kind == 'own' else of for name, of in blocks.items()}
-    moves = {name: torch.zeros((int(at.max()) + 1, *weights[name].shape[1:]), requires_grad=True)
+    index = {name: torch.arange(len(of), device=of.device) if kind == 'own' else of for name, of in blocks.items()}
+    moves = {name: weights[name].new_zeros((int(at.max()) + 1, *weights[name].shape[1:])).requires_grad_()
              for name, at in index.items()}
     def moved():
         return {**weights, **{name: weights[name] + move[index[name]] for name, move in moves.items()}}
-    batches = rows.split(batch)
+    batches = rows.to(model.embed.device).split(batch)
     adam = torch.optim.Adam(moves.values(), lr=lr)
     fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step/len(batches))
     with torch.enable_grad():
@@ -169,7 +170,7 @@ def refit(
             adam.zero_grad()
     return {name: w.detach().half().float() if name in moves else w for name, w in moved().items()}
 
-
+# %% ../nbs/32_remedies.ipynb #973c288b
 def repair_gaps(
     folder: Path,                      # a finished run
     bits: Sequence[int],               # of block matrices
