@@ -152,9 +152,10 @@ def refit(
     "Move the scales of a rounded net until it predicts what the float net predicts."
     if kind not in ('own', 'shared'): raise ValueError(f"kind is 'own' or 'shared', got {kind!r}")
     blocks = _blocks_of_rows(model)
-    index = {name: torch.arange(len(of), device=of.device) if kind == 'own' else of for name, of in blocks.items()}
-    moves = {name: weights[name].new_zeros((int(at.max()) + 1, *weights[name].shape[1:])).requires_grad_()
-             for name, at in index.items()}
+    def each(of): return torch.arange(len(of), device=of.device)
+    index = {name: each(of) if kind == 'own' else of for name, of in blocks.items()}
+    shapes = {name: (int(at.max()) + 1, *weights[name].shape[1:]) for name, at in index.items()}
+    moves = {name: weights[name].new_zeros(shape).requires_grad_() for name, shape in shapes.items()}
     def moved():
         return {**weights, **{name: weights[name] + move[index[name]] for name, move in moves.items()}}
     batches = rows.to(model.embed.device).split(batch)
