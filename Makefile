@@ -13,7 +13,7 @@ READY     := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test notebooks export readme bench clean
+.PHONY: help run test again notebooks export readme bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,10 @@ run: $(READY)  ## Train the tiny model; other runs: make run ARGS="--preset loop
 
 test: $(READY)  ## Run every notebook and every test; some of them: make test ARGS="-k schedule"
 	$(ONE_THREAD) $(PY) -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+
+again: $(READY)  ## Run an experiment anew and draw its page: make again PAGE=e01; a look at it in seconds: ARGS=--toy
+	$(PY) -m golf_nb.grid nbs/experiments/$(PAGE).json --again $(ARGS)
+	$(if $(findstring --toy,$(ARGS)),,$(PY) -m golf_nb.findings && $(ONE_THREAD) $(PY) -m golf_nb.book run nbs/experiments/$(PAGE)_*.ipynb)
 
 notebooks: export  ## Run the notebooks and store what they show; some of them: NOTEBOOKS="nbs/00_schedule.ipynb"
 	$(ONE_THREAD) $(PY) -m golf_nb.book run $(NOTEBOOKS)

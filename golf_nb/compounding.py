@@ -645,10 +645,12 @@ def measure_growth(
     untied = untie(model, weight_error(model, weights), schedule=schedule)
     grown, carried = growth(untied, tokens), transport(untied, tokens)
     linear = [jacobian(model, tokens[:1], v, schedule=schedule) for v in range(len(schedule))]
-    predicted = {name: np.sqrt(sums.clip(0)).tolist() for name, sums in law(carried, untied.blocks).items()}
+    def predicted(sites):
+        sums = law(carried[:, :sites, :sites], untied.blocks[:sites])
+        return {name: np.sqrt(each.clip(0)).tolist() for name, each in sums.items()}
     return {'block': list(schedule.order), 'visit': list(schedule.visits), 'state': grown.state.tolist(),
             'error': grown.error.tolist(), 'relative_error': grown.relative.tolist(),
-            'first_order': predicted, 'error_gain': error_gains(carried).tolist(),
+            'first_order': predicted(untied.sites), 'of_blocks': predicted(len(schedule)), 'error_gain': error_gains(carried).tolist(),
             'singular_values': [singular_values(each, number, steps).tolist() for each in linear],
             'typical_gain': [typical_gain(each) for each in linear]}
 

@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'TOY', 'CURVE', 'STOPPED', 'TORCHRUN', 'ONE_THREAD', 'MEASURI
            'configure', 'Job', 'read_grid', 'jobs_of', 'read_record', 'read_records', 'state_of', 'steps_done',
            'share_of', 'alone', 'train_net', 'named_function', 'curve_of', 'run_job', 'record_failure', 'toy_text',
            'follow_parent', 'work_on', 'Workers', 'outcome', 'clock', 'run_all', 'parse', 'shares', 'chosen_jobs',
-           'main']
+           'set_aside', 'main']
 
 # %% ../nbs/29_grid.ipynb #a327ecfa
 import argparse
@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -511,6 +512,8 @@ def parse(
     parser.add_argument('--share', metavar='I/N',
                         help='the I-th (from 0) of N shares; default: as torchrun says')
     parser.add_argument('--retry', action='store_true', help='try failed runs once more')
+    parser.add_argument('--again', action='store_true',
+                        help='run finished ones anew as well; their records move to runs/before')
     parser.add_argument('--toy', action='store_true', help='toy size, in seconds, into runs/toy')
     parser.add_argument('--job', help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -542,6 +545,21 @@ def chosen_jobs(
         raise GridError(f'--only {options.only}: no run fits, e.g. {jobs[0].name} would')
     return chosen
 
+# %% ../nbs/29_grid.ipynb #14b54c94
+def set_aside(
+    jobs: Sequence[Job],
+) -> None:
+    "Make finished runs new: records move to `before`, beside the folder of nets, which are removed."
+    for job in jobs:
+        if job.record.exists():
+            before = job.runs.parent/'before'/job.record.relative_to(job.results)
+            before.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(job.record, before)
+        with alone(job.folder):
+            for path in job.folder.iterdir():
+                if path.is_dir(): shutil.rmtree(path)
+                elif path.name != '.lock': path.unlink()
+
 # %% ../nbs/29_grid.ipynb #8bbf431d
 def main(
     arguments: Sequence[str] | None = None,   # None: those of the program
@@ -551,6 +569,7 @@ def main(
     def say(text): print(text, flush=True)
     try:
         jobs = chosen_jobs(options, os.environ)
+        if options.again and not (options.list or options.job): set_aside(jobs)
         states = {job: state_of(job) for job in jobs}
     except (GridError, OSError) as error: sys.exit(f'error: {error}')
     if options.list:

@@ -52,10 +52,17 @@ def _of_block(untied: Untied, block: int) -> list[float]:
     return [float(found == block) for found in untied.blocks]
 
 
+def _most_visited(schedule: Schedule) -> int:
+    "The block that runs most often; of several, the one in the middle of the order."
+    counts = [schedule.order.count(block) for block in range(schedule.blocks)]
+    often = [block for block in dict.fromkeys(schedule.order) if counts[block] == max(counts)]
+    return often[len(often)//2]
+
+
 def rounding_gaps(
     folder: Path,                 # a finished run
     bits: Sequence[int],          # of block matrices
-    block: int | None = None,     # that is also rounded alone; None: the one that runs most often
+    block: int | None = None,     # also rounded alone; None: the one that runs most, of several the middle one
     rows: int = 64,               # of validation text
 ) -> dict:                        # bpb before, and gaps by bits
     "Measure gaps after rounding to nearest."
@@ -63,7 +70,7 @@ def rounding_gaps(
     for width in bits:
         model, weights, config = load_pair(folder, width)
         schedule, text = model.config.schedule, validation_text(config, rows)
-        one = max(range(schedule.blocks), key=schedule.order.count) if block is None else block
+        one = _most_visited(schedule) if block is None else block
         error = weight_error(model, weights)
         untied = untie(model, error)
         before = score(untied, text, untied.amounts('float'))

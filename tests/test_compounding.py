@@ -390,6 +390,10 @@ def test_measurements_are_ready_for_json(loop):
     assert depth['block'] == [0, 1, 1, 1, 2] and len(depth['singular_values']) == 5
     names = ('state', 'error', 'relative_error', 'error_gain', 'typical_gain')
     assert all(len(depth[name]) == 5 for name in names)
+    blocks = untie(model, error, rest=False)
+    for kind, sums in law(transport(blocks, INPUTS), blocks.blocks).items():
+        assert np.allclose(depth['of_blocks'][kind], np.sqrt(sums), rtol=1e-3)
+    assert all(depth['of_blocks']['fresh'][v] < depth['first_order']['fresh'][v] for v in range(5))
     assert json.loads(json.dumps([rows, one, masks, depth])) == [rows, one, masks, depth]
 
 

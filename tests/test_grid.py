@@ -84,6 +84,18 @@ def test_nets_that_are_trained_are_only_measured(here):
     assert trained == [(job.folder/'model.golf').stat().st_mtime_ns for job in jobs]
 
 
+def test_again_trains_anew_and_keeps_the_old_record(here):
+    job, other = jobs_of(write(here))
+    grid('--workers', 0)
+    model, record = (job.folder/'model.golf').read_bytes(), job.record.read_bytes()
+    for path in (job.folder/'model.golf', other.record): path.write_bytes(b'marked')
+    job.record.write_text(json.dumps(json.loads(record) | {'mark': True}))
+    assert '1 runs, 1 to do' in grid('--again', '--only', 'one-*', '--workers', 0)
+    assert (job.folder/'model.golf').read_bytes() == model and 'mark' not in json.loads(job.record.read_text())
+    assert json.loads((here/'runs'/'before'/'g'/'one-1.json').read_text())['mark']
+    assert other.record.read_bytes() == b'marked'               # of a run that was not asked for
+
+
 def test_asked_to_stop_it_saves(here):
     jobs = jobs_of(write(here, set=SMALL | {'steps': 10_000, 'checkpoint_seconds': 60.}))[:1]
     pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
