@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -106,6 +107,7 @@ def allocation_gaps(
     uniform: int,                      # the choice that sets the budget, if all matrices have it
     rows: int = 64,                    # of validation text
     judged_rows: int = 8,              # of training text
+    same: Mapping[str, int] = MappingProxyType({}),  # by name: more choices that all matrices have, at any bytes
 ) -> dict:                             # by judge: gap, bytes and the looped block's share, choices
     "Measure E14: gaps at equal bytes, with the same grid everywhere and with grids chosen by each judge."
     model, config = load_model(folder, False)
@@ -119,7 +121,8 @@ def allocation_gaps(
     picks = {judge: spend(cost, sizes, budget) for judge, cost in costs.items()}
     order, found = config.model.schedule.order, {}
     looped = [order.count(int(name.split('.')[1])) > 1 for name in names]
-    for judge, pick in ({'uniform': [uniform]*len(names)} | picks).items():
+    everywhere = {name: [option]*len(names) for name, option in ({'uniform': uniform} | dict(same)).items()}
+    for judge, pick in (everywhere | picks).items():
         chosen = plan | {name: choices[option] for name, option in zip(names, pick, strict=True)}
         stored, spent = convert(model.state_dict(), chosen), sizes[np.arange(len(names)), pick]
         error = weight_error(model, restore(stored))
