@@ -650,7 +650,8 @@ def measure_growth(
         return {name: np.sqrt(each.clip(0)).tolist() for name, each in sums.items()}
     return {'block': list(schedule.order), 'visit': list(schedule.visits), 'state': grown.state.tolist(),
             'error': grown.error.tolist(), 'relative_error': grown.relative.tolist(),
-            'first_order': predicted(untied.sites), 'of_blocks': predicted(len(schedule)), 'error_gain': error_gains(carried).tolist(),
+            'first_order': predicted(untied.sites), 'of_blocks': predicted(len(schedule)),
+            'error_gain': error_gains(carried).tolist(),
             'singular_values': [singular_values(each, number, steps).tolist() for each in linear],
             'typical_gain': [typical_gain(each) for each in linear]}
 

@@ -347,7 +347,7 @@ def _draw_errors(axes: Axes, grown: Mapping):
     "The relative error after each virtual layer, measured and to first order."
     state, depth = np.array(grown['state']), np.arange(len(grown['state']))
     axes.semilogy(depth, np.array(grown['error'])/state, color='C3', lw=1, marker='.', ms=4, label='measured')
-    for kind, style, width in (('tied', 'C0', 4), ('fresh', 'C2', 2), ('stored', 'k--', 1)):     # the widest below
+    for kind, style, width in (('tied', 'C0', 4), ('fresh', 'C2', 2), ('stored', 'k--', 1)):    # widest below
         values = np.array(grown['first_order'][kind])/state
         axes.semilogy(depth, values, style, lw=width, alpha=1 if width == 1 else 0.4, zorder=1,
                       label=f'first order, {kind}')

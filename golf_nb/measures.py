@@ -62,7 +62,7 @@ def _most_visited(schedule: Schedule) -> int:
 def rounding_gaps(
     folder: Path,                 # a finished run
     bits: Sequence[int],          # of block matrices
-    block: int | None = None,     # also rounded alone; None: the one that runs most, of several the middle one
+    block: int | None = None,     # also rounded alone; None: what runs most, the middle one of several
     rows: int = 64,               # of validation text
 ) -> dict:                        # bpb before, and gaps by bits
     "Measure gaps after rounding to nearest."

@@ -107,7 +107,7 @@ def allocation_gaps(
     uniform: int,                      # the choice that sets the budget, if all matrices have it
     rows: int = 64,                    # of validation text
     judged_rows: int = 8,              # of training text
-    same: Mapping[str, int] = MappingProxyType({}),  # by name: more choices that all matrices have, at any bytes
+    same: Mapping[str, int] = MappingProxyType({}),  # by name: choices that all matrices have, at any bytes
 ) -> dict:                             # by judge: gap, bytes and the looped block's share, choices
     "Measure E14: gaps at equal bytes, with the same grid everywhere and with grids chosen by each judge."
     model, config = load_model(folder, False)
