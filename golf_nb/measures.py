@@ -166,7 +166,7 @@ def with_passes(
     "Run the looped block more or less often."
     if any(layer.skip for layer in schedule):
         raise ValueError('skips name virtual layers: train a net without them (unet = 0)')
-    looped = max(range(schedule.blocks), key=schedule.order.count)
+    looped = _most_visited(schedule)
     at = [v for v, block in enumerate(schedule.order) if block == looped]
     if at != list(range(at[0], at[-1] + 1)): raise ValueError(f'block {looped} does not run in one piece')
     kept, after = (at + [at[-1]]*number)[:number], range(at[-1] + 1, len(schedule))
@@ -228,7 +228,7 @@ def gptq_gaps(
     text, error, schedule = validation_text(config, rows), weight_error(model, weights), model.config.schedule
     dataset, visits = get_dataset(config.data.source, config.model.vocab), max(schedule.visits) + 1
     batches = calibration_text(dataset, config.data.seq_len, calibration_rows).split(16)
-    block = max(range(schedule.blocks), key=schedule.order.count)
+    block = _most_visited(schedule)
     carried = transport_weights(model, error, text.rows[:4, :-1], block)
     counted = {'first': (1.,), 'last': (0.,)*(visits - 1) + (1.,), 'summed': (), 'transport': carried}
     found = {'nearest': gap(untie(model, error), text)}
