@@ -15,7 +15,7 @@ from golf_nb.config import Calibration, QuantConfig, Rounding
 from golf_nb.data import ShuffledLoader, get_dataset
 from golf_nb.gptq import READERS, calibrate, collect, quantize
 from golf_nb.model import build
-from golf_nb.presets import GRIDS, get
+from golf_nb.presets import get
 from golf_nb.quant import Codes, parameter_role, restore
 from golf_nb.report import circumstances
 
@@ -53,7 +53,8 @@ def ways(own):
     for visits in ('flat', 'first', 'last'):
         found[f'k 25 GPTQ {visits}'] = std(25., rounding=FED, embed_rounding=FED), visits
     low, eight = (replace(own, scale='max', bits=bits, embed_bits=bits) for bits in (6, 8))
-    cut, again = GRIDS['universal'].rounding, GRIDS['universal'].again
+    universal = get('universal', 'full').quant
+    cut, again = universal.rounding, universal.again
     once = replace(low, rounding=cut, embed_rounding=cut)
     found |= {
         '8 bits': (eight, None), '6 bits': (low, None),
@@ -62,7 +63,7 @@ def ways(own):
         '6 bits, cut, then 8': (replace(once, again=again), None),
         '8 bits, floor': (replace(eight, rounding=again, embed_rounding=again), None),
     }
-    floored = GRIDS['cycle'].rounding
+    floored = get('cycle', 'full').quant.rounding
     for floor in (0., 0.25, 0.5, 1.):
         rounding = replace(floored, floor=floor)
         recipe = replace(own, scale='max', bits=6, embed_bits=8, rounding=rounding, embed_rounding=rounding)

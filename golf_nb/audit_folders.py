@@ -25,7 +25,6 @@ from .config import ConfigError, ModelConfig, RunConfig, differences, from_dict
 from .data import DataError, Dataset, get_dataset, read_shard
 from .evaluate import DTYPES, bits_per_byte, load_model, sliding
 from .model import as_run, build
-from .presets import original
 from .quant import restore
 from .tokenizer import BOS
 from .ttt import ScoreFirst
@@ -45,7 +44,7 @@ class RunPredictor:
         about = read_header(artifact)['about']
         model = build(from_dict(ModelConfig, about['model']), device='meta').to_empty(device='cpu')
         model.load_state_dict(restore(load(artifact)))
-        if config.precision == 'as-run': as_run(model, original(config.preset))
+        if config.precision == 'as-run': as_run(model, config.system)
         chosen, window = config.eval, config.eval.window
         stride = chosen.stride or max(window//4, 1)
         self.adapting = ScoreFirst(model.eval().requires_grad_(False), n_tokens - 1, window, stride,

@@ -29,7 +29,6 @@ from .artifact import load, read_header, write_atomically
 from .config import ConfigError, RunConfig, from_dict
 from .data import get_dataset
 from .model import Model, as_run, build, compile_parts, keep_memory, read_out
-from .presets import original
 from .quant import prepare, qat_plan, restore
 from .tiles import compiler
 from .tokenizer import ByteTable
@@ -303,7 +302,7 @@ def load_model(
     else: weights = load_file(folder/'checkpoint'/'weights.safetensors')
     model = build(config.model, device='meta').to_empty(device=device)
     model.load_state_dict(weights)
-    if config.precision == 'as-run': as_run(model, original(config.preset))
+    if config.precision == 'as-run': as_run(model, config.system)
     if artifact and config.quant.qat_eval and read_header(folder/'model.golf')['about'].get('qat'):
         prepare(model, qat_plan(model.named_parameters(), config.quant))   # stored weights, rounded once more
     return model.eval().requires_grad_(False), config

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .config import ConfigError, RunConfig, differences, from_dict, to_dict
+from .config import ConfigError, RunConfig, change, differences, to_dict
 from .presets import PresetError, get
 from .schedule import ScheduleError, from_order, to_json
 
@@ -60,14 +60,8 @@ def configure(
     fields: Mapping[str, object],      # new values by path, e.g. {'model.dim': 64}
 ) -> RunConfig:
     "Change some fields of a preset."
-    values = to_dict(get(preset, scale))
-    for path, value in fields.items():
-        *parents, last = path.split('.')
-        part = values
-        for name in parents: part = part.get(name) if isinstance(part, dict) else None
-        if not isinstance(part, dict): raise ConfigError(f'{path}: {preset} has no {".".join(parents)}')
-        part[last] = _schedule(value) if path == 'model.schedule' else value
-    return from_dict(RunConfig, values)
+    new = {path: _schedule(value) if path == 'model.schedule' else value for path, value in fields.items()}
+    return change(get(preset, scale), **new)
 
 
 def _schedule(value: object) -> list[dict]:
@@ -99,7 +93,7 @@ class Job:
     @property
     def net(self) -> str:
         "A name for the configuration; fields that are added to `RunConfig` one day do not change it."
-        config = replace(self.config, checkpoint_seconds=RunConfig().checkpoint_seconds)
+        config = replace(self.config, checkpoint_seconds=RunConfig().checkpoint_seconds, system=None)
         text = '\n'.join(sorted(differences(RunConfig(), config)))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -40,7 +40,6 @@ from .gptq import calibrate, quantize
 from .layers import computes_bf16
 from .model import Model, as_run, build, compile_parts, count_parameters, recompute
 from .optim import Average, Clock, Muon, optimizers, rate_multiplier, set_rates
-from .presets import original
 from .quant import Codes, plan_grids, prepare, qat_plan
 from .report import artifact_parts, circumstances, draw_run, read_log
 from .schedule import Schedule, first_visits
@@ -160,7 +159,7 @@ def start(
     loader = kind(dataset.train, tokens=data.batch_tokens, seq_len=data.seq_len, rank=process.rank,
                   world=process.world, accum=micro_batches, vocab=config.model.vocab, **options)
     model = build(config.model, process.device, config.seed)
-    if config.precision == 'as-run': as_run(model, original(config.preset))
+    if config.precision == 'as-run': as_run(model, config.system)
     if process.world > 1:
         for p in model.parameters(): dist.broadcast(p.data, 0)  # equal already, unless the machines differ
     if config.compile: compile_parts(model)

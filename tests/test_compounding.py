@@ -420,6 +420,6 @@ def test_a_run_directory(tmp_path, monkeypatch, loop):
     assert text.rows[:, 0].tolist() == [0, 8*4 % 24, 8*8 % 24]                     # evenly over twelve rows
     assert len(validation_text(config).rows) == 12
     assert np.isfinite(measure_prediction(found, weights, text)['gap'])
-    as_run = replace(config, preset='cycle', precision='as-run')
+    as_run = replace(config, system=927, precision='as-run')
     (tmp_path/'config.json').write_text(json.dumps(to_dict(as_run)))
     with pytest.raises(CompoundingError, match='as-run'): load_pair(tmp_path)

@@ -39,7 +39,7 @@ from golf_nb.interop import (
     xsa_per_visit,
 )
 from golf_nb.model import as_run
-from golf_nb.presets import GRIDS
+from golf_nb.presets import get
 from golf_nb.quant import Grid, from_codes
 from golf_nb.vectors_model import _visits_as_run
 from golf_nb.vectors_quant import export
@@ -246,7 +246,7 @@ def test_other_bits_than_the_recorded_ones(tmp_path):
     for bits, expected in (((6, 0), (6, 6, 8)), ((5, 4), (4, 5, 8)), ((8, 0), (8, 8, 8))):
         assert tuple(export(927, name, w, 0, bits=bits).bits for name in names.values()) == expected
     x, grid = torch.randn(64, 32), Grid(5, 'std', unbiased=True)
-    codes, steps = round_matrix(w, grid, GRIDS['loop3'].rounding, feedback(x.T @ x))
+    codes, steps = round_matrix(w, grid, get('loop3', 'full').quant.rounding, feedback(x.T @ x))
     arrays = dict(W=w, H=x.T @ x, q=codes, scale=steps, dequant=from_codes(codes, steps),
                   clip_sigmas=grid.clip_k, clip_range=15, block_size=128)
     np.savez(tmp_path/'gptq.npz', **{f'five/{name}': np.asarray(array) for name, array in arrays.items()})
