@@ -7,7 +7,7 @@ from reading import ROOT, cells, source
 
 from golf_nb.book import run_notebook
 from golf_nb.findings import NOT_RUN, Page, all_pages, arms_of, summary_rows
-from golf_nb.grid import TOY, jobs_of, main, read_grid
+from golf_nb.grid import TOY, jobs_of, main, read_grid, read_record
 
 FOLDER = ROOT/'nbs'/'experiments'
 GRIDS = sorted(FOLDER.glob('e[0-9][0-9].json'))
@@ -68,6 +68,14 @@ def test_arms_of_an_experiment_exist(path):
     for expect in grid['expect']:
         named = arms_of(expect)
         assert named and named <= arms, expect['say']
+
+
+@each_grid
+def test_records_are_of_the_nets_that_the_grid_names(path):
+    "A preset or a field that changes must not orphan what was recorded."
+    for job in jobs_of(path):
+        record = read_record(ROOT/job.record)
+        assert record is None or record['net'] == job.net, job.name
 
 
 def test_the_summary_is_of_these_records():

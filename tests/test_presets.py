@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from golf_nb.config import Init
+from golf_nb.config import ConfigError, Init
 from golf_nb.data import get_dataset
 from golf_nb.interop import from_reference, reference_config, to_reference
 from golf_nb.model import build
-from golf_nb.presets import PRESETS, get
+from golf_nb.presets import PRESETS, Card, differs, get, variant
 from golf_nb.trainer import Process, mean_loss, start, train_step
 
 COMMON = {
@@ -103,6 +103,40 @@ def test_every_preset_has_a_card_and_full_and_mini_differ_only_in_size():
             for field in ('activation', 'ln_scale', 'smear', 'tied', 'softcap'):
                 assert getattr(full, field) == getattr(mini, field), name
             assert full.init.mix == mini.init.mix and full.init.q_gain == mini.init.q_gain
+
+
+NO_CARD = Card(source='', idea='', reported='', status='')
+
+
+def test_a_variant_is_its_base_but_for_what_it_names():
+    made = variant('loop3', NO_CARD, preset='loop3', ttt=dict(epochs=1), mini={'data.seq_len': 256}).scales
+    for scale, run in made.items():
+        base = get('loop3', scale)
+        data = replace(base.data, seq_len=256) if scale == 'mini' else base.data
+        assert run == replace(base, ttt=replace(base.ttt, epochs=1), data=data)
+
+
+@pytest.mark.parametrize('new, said', [
+    (dict(model=dict(dimm=64)), 'model.dimm: unknown key; did you mean model.dim'),
+    (dict(optim=0.02), 'optim'), (dict(mini=dict(quant=dict(bits='6'))), 'quant.bits: expected int')])
+def test_a_variant_with_an_unknown_or_wrong_field_is_refused(new, said):
+    with pytest.raises(ConfigError, match=said): variant('cycle', NO_CARD, **new)
+
+
+def test_variants_and_mini_scales_say_what_they_change():
+    for name, preset in PRESETS.items():
+        for scale in preset.scales:
+            base, lines = differs(name, scale)
+            expected = preset.base is not None or len(preset.scales) > 1 and scale == 'mini'
+            assert bool(base) == bool(lines) == expected
+    assert differs('loop3-flat', 'full')[0] == 'loop3, full' and differs('loop3')[0] == 'loop3, full'
+
+
+def test_presets_of_a_public_system_know_its_number():
+    for name, (pr, _) in MINI.items():
+        family = [preset for key, preset in PRESETS.items() if name in (key, preset.base)]
+        assert family and all(run.system == pr for preset in family for run in preset.scales.values())
+    assert get('tiny').system is None and get('sprint').system is None
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'as-run'])
