@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from golf_nb.artifact import write_atomically
+from golf_nb.files import write_atomically
 from golf_nb.report import circumstances, read_log
 
 FIT = Path(__file__).parents[1]/'tests'/'fit_only.py'

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from golf_nb.artifact import write_atomically
 from golf_nb.data import get_dataset
+from golf_nb.files import write_atomically
 from golf_nb.presets import get
 from golf_nb.report import circumstances
 from golf_nb.trainer import Process, prime, start, train_step

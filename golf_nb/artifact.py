@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['COMPRESSORS', 'PACKING_BLOCK', 'CODECS', 'LEVELS', 'SEEN', 'PRIOR', 'BATCH', 'MAX_WORK', 'ENTROPY', 'MAGIC',
            'MAX_FILE', 'MAX_HEADER', 'MAX_ELEMENTS', 'STEPS_CODEC', 'CODES_KEYS', 'VALUES_KEYS', 'STREAM_KEYS',
-           'FLOATS', 'DECODER', 'entropy_bits', 'ArtifactError', 'Part', 'Codec', 'choose_codecs', 'write_atomically',
-           'save', 'read_header', 'load', 'ledger', 'by_group', 'draw_ledger', 'decoder_bytes', 'what_fits', 'main']
+           'FLOATS', 'DECODER', 'entropy_bits', 'ArtifactError', 'Part', 'Codec', 'choose_codecs', 'save',
+           'read_header', 'load', 'ledger', 'by_group', 'draw_ledger', 'decoder_bytes', 'what_fits', 'main']
 
 # %% ../nbs/12_artifact.ipynb #434ab13b
 import argparse
 import ast
 import functools
-import hashlib
 import inspect
 import json
 import lzma
@@ -37,6 +36,7 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .files import sha256, write_atomically
 from .quant import Codes, Grid
 
 # %% ../nbs/12_artifact.ipynb #5335bb38
@@ -530,21 +530,6 @@ MAX_HEADER = 1 << 20      # bytes
 MAX_ELEMENTS = 1 << 28    # of all tensors; a 16 MB file of ours holds some 40 million
 STEPS_CODEC = 'shuffle+brotli'   # of steps and values, if the codes have the entropy coder
 
-
-def write_atomically(
-    path: Path,        # where the file should be
-    content: bytes,    # all of it
-):
-    "Write a file so that it is there whole or not at all."
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
-
 # %% ../nbs/12_artifact.ipynb #11a217a5
 CODES_KEYS = {'name': str, 'shape': list, 'bits': int, 'low': bool, 'steps': list, 'rule': str}
 VALUES_KEYS = {'name': str, 'shape': list, 'dtype': str}
@@ -688,10 +673,10 @@ def save(
     try: header = json.dumps(facts, separators=(',', ':'), allow_nan=False).encode()
     except (TypeError, ValueError) as error: raise ArtifactError(f'about: {error}') from None
     body = b''.join([MAGIC, struct.pack('<I', len(header)), header, *(content for _, content in packed)])
-    content = body + hashlib.sha256(body).digest()
+    content = body + bytes.fromhex(sha256(body))
     _check_header(_parse(header), len(content) - 44 - len(header))     # what is written can be read
     _need(len(content) <= MAX_FILE and len(header) <= MAX_HEADER, 'too large to be read again')
-    write_atomically(Path(path), content)
+    write_atomically(path, content)
     return len(content)
 
 # %% ../nbs/12_artifact.ipynb #76edee9a
@@ -763,8 +748,7 @@ def _open(content: bytes) -> tuple[dict, int]:
         raise ArtifactError(f'an artifact of version {content[7:8].hex() or "?"}; this program reads version '
                             '2: write it again from the weights in its run directory')
     _need(len(content) >= 44 and content[:8] == MAGIC, 'not a golf_nb artifact (wrong magic)')
-    digest = hashlib.sha256(memoryview(content)[:-32]).digest()
-    _need(digest == content[-32:], 'the checksum does not match: the file is damaged or cut short')
+    _need(sha256(memoryview(content)[:-32]) == content[-32:].hex(), 'the checksum does not match: the file is damaged or cut short')
     length, = struct.unpack('<I', content[8:12])
     _need(length <= min(MAX_HEADER, len(content) - 44), f'header of {length} bytes does not fit')
     header = _parse(content[12:12 + length])

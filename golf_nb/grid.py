@@ -12,7 +12,6 @@ __all__ = ['KEYS', 'TOY', 'CURVE', 'STOPPED', 'TORCHRUN', 'ONE_THREAD', 'MEASURI
 # %% ../nbs/29_grid.ipynb #a327ecfa
 import argparse
 import fnmatch
-import hashlib
 import importlib
 import json
 import os
@@ -31,6 +30,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .config import ConfigError, RunConfig, differences, from_dict, to_dict
+from .files import locked, sha256, write_atomically
 from .presets import PresetError, get
 from .schedule import ScheduleError, from_order, to_json
 
@@ -101,7 +101,7 @@ class Job:
         "A name for the configuration; fields that are added to `RunConfig` one day do not change it."
         config = replace(self.config, checkpoint_seconds=RunConfig().checkpoint_seconds)
         text = '\n'.join(sorted(differences(RunConfig(), config)))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return sha256(text.encode())[:12]
 
     @property
     def folder(self) -> Path:
@@ -238,11 +238,8 @@ def alone(
     folder: Path,              # a run directory; made if it is not there
 ) -> Iterator[None]:
     "Wait until no other process works in a folder; a process that dies gives it back."
-    import fcntl  # not on Windows, where grids cannot run
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder/'.lock').open('a') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    with locked(folder/'.lock'): yield
 
 
 def train_net(
@@ -280,7 +277,6 @@ def train_net(
 
 def _write(path: Path, values: dict):
     "Write JSON as a whole or not at all."
-    from golf_nb.artifact import write_atomically
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(values, indent=1) + '\n').encode())
 

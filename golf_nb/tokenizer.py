@@ -7,8 +7,6 @@ __all__ = ['SPACE', 'BOS', 'MAX_VOCAB', 'TRAINER_OPTIONS', 'TokenizerError', 'tr
            'document_bytes', 'ByteTable']
 
 # %% ../nbs/02_tokenizer.ipynb #2115bebf
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int16, Int64, Shaped, UInt16
+
+from .files import sha256, write_atomically
 
 # %% ../nbs/02_tokenizer.ipynb #ed02fdbd
 SPACE = '\u2581'         # how SentencePiece writes a space inside a piece
@@ -96,19 +96,6 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     if len(sp) > MAX_VOCAB: raise TokenizerError(f'model: {len(sp)} pieces; two bytes hold {MAX_VOCAB}')
     return sp
 
-def _write(path: Path, content: bytes):
-    "Replace a file in one step: a reader sees the old file or the new one, never a part."
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with open(part, 'wb') as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise TokenizerError(f'{path}: {e.strerror}; the model was not saved') from None
-
 # %% ../nbs/02_tokenizer.ipynb #3b791e57
 class Tokenizer:
     "A SentencePiece model: text to ids and back."
@@ -127,12 +114,13 @@ class Tokenizer:
 
     def save(self, path: str | Path):
         "Write the model file."
-        _write(Path(path), self.model)
+        try: write_atomically(path, self.model)
+        except OSError as e: raise TokenizerError(f'{path}: {e.strerror}; the model was not saved') from None
 
     @property
     def fingerprint(self) -> str:
         "First 16 hex digits of the model file's SHA-256."
-        return hashlib.sha256(self.model).hexdigest()[:16]
+        return sha256(self.model)[:16]
 
     def encode(self, text: str) -> list[int]:
         "Ids of `text`, without BOS."
