@@ -10,7 +10,7 @@ from beside import write_record
 
 from golf_nb.artifact import CODECS, Part
 from golf_nb.config import Calibration
-from golf_nb.gptq import READERS, collect, compensated_codes, feedback
+from golf_nb.gptq import READERS, collect_hessians, compensated_codes, feedback
 from golf_nb.model import build
 from golf_nb.presets import get
 from golf_nb.quant import Grid, convert, row_steps
@@ -50,10 +50,10 @@ def hessians(preset='loop3', rows=8, length=512):
                 sums[key] = sums.get(key, 0) + x.T @ x
         with torch.no_grad(): model(tokens, see=see)
         return sums
-    ours, theirs = collect(model, [tokens]), plain()
+    ours, theirs = collect_hessians(model, [tokens]), plain()
     for name, found in theirs.items(): torch.testing.assert_close(ours[name], found, rtol=1e-3, atol=1e-2)
     count = sum(p.numel() for name, p in model.named_parameters() if name in theirs)
-    return f'Hessians of {rows*length:,} tokens', count, lambda: collect(model, [tokens]), plain
+    return f'Hessians of {rows*length:,} tokens', count, lambda: collect_hessians(model, [tokens]), plain
 
 
 def coding(size=1024):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from golf_nb.artifact import entropy_bits
 from golf_nb.config import Calibration, QuantConfig, Rounding
 from golf_nb.data import ShuffledLoader, get_dataset
-from golf_nb.gptq import READERS, calibrate, collect, quantize
+from golf_nb.gptq import READERS, calibrate, collect_hessians, quantize
 from golf_nb.model import build
 from golf_nb.presets import GRIDS, get
 from golf_nb.quant import Codes, parameter_role, restore
@@ -74,7 +74,7 @@ def spectra(model, tokens, block):
     "Sorted diagonals of a block's Hessians, visit by visit, thinned to 64 numbers each."
     out = {}
     for visit in range(model.config.schedule.order.count(block)):
-        found = collect(model, tokens, visit_weights=(0.,)*visit + (1.,))
+        found = collect_hessians(model, tokens, visit_weights=(0.,)*visit + (1.,))
         for seen, matrices in READERS.items():
             values = found[f'blocks.{block}.{matrices[0]}'].diagonal().sort(descending=True).values
             thin = np.linspace(0, len(values) - 1, 64).round().astype(int)
@@ -92,8 +92,8 @@ def measure(folder, dataset, tokens, val, original_bytes):
     model.load_state_dict(weights)
     hessians = {'own': calibrate(model, Calibration(), tokens)}
     hessians['flat'] = calibrate(model, Calibration(schedule='flat'), tokens)
-    hessians['first'] = collect(model, tokens, visit_weights=(1.,))
-    hessians['last'] = collect(model, tokens, visit_weights=(0., 1.))
+    hessians['first'] = collect_hessians(model, tokens, visit_weights=(1.,))
+    hessians['last'] = collect_hessians(model, tokens, visit_weights=(0., 1.))
     drawn = {f'block {block}': spectra(model, tokens, block) for block in (1, 2)}
     largest = {role: [w.abs().amax(dim=1) for name, w in weights.items() if parameter_role(name) == role
                       and w.numel() > config.quant.min_numel] for role in ('matrix', 'table')}

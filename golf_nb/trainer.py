@@ -562,7 +562,7 @@ def write_result(
 ):
     "Make the average the weights, then write the float weights and the artifact."
     config, about = run.config, {'preset': run.config.preset, 'model': to_dict(run.config.model)}
-    for average in run.averages.values(): average.give(run.model)
+    for average in run.averages.values(): average.copy_to(run.model)
     about['qat'], run.model.fake_quant = run.model.fake_quant is not None, None
     if config.train_on_validation:
         about['note'] = NOT_LEGAL

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from golf_nb.gptq import (
     calibrate,
-    collect,
+    collect_hessians,
     feedback,
-    one_step,
+    generate_text,
     prune,
     quantize,
     round_matrix,
+    single_step_codes,
     stored_grid,
-    write_text,
 )
 from golf_nb.interop import (
     MATRICES,
@@ -105,7 +105,7 @@ def export(
     if pr == 341 and 'tok_emb' in name: return w.half()
     if w.numel() <= least: return w.float() if control and pr in (927, 341, 1640) else w.half()
     if pr == 1406 and control: return w.float()
-    if w.ndim != 2: return one_step(w, 8, VECTOR_END, low=pr == 927)
+    if w.ndim != 2: return single_step_codes(w, 8, VECTOR_END, low=pr == 927)
     return round_as(pr, w, _bits(pr, name, *bits), hessian)
 
 # %% ../nbs/25_vectors_quant.ipynb #3dfa031a
@@ -193,7 +193,7 @@ def _units(z: Vectors, pr: int) -> Iterator[Comparison]:
         if f'unit/{case}/q' not in z: continue
         zeros = torch.zeros(z.arrays[f'unit/{case}/q'].shape)
         w = z.tensor(f'unit/{case}/x') if f'unit/{case}/x' in z else zeros
-        part = one_step(w, bits, VECTOR_END, low=pr == 927)
+        part = single_step_codes(w, bits, VECTOR_END, low=pr == 927)
         yield same(f'unit/{case}/q', part.codes)
         yield same(f'unit/{case}/scale', part.steps)
 
@@ -237,7 +237,7 @@ def _twice_case(z: Vectors) -> Iterator[Comparison]:
             alone = round_as(341, w, 8)
             yield same(f'q_nogptq/{name}', alone.codes)
             yield same(f'scale_nogptq/{name}', alone.steps)
-    vector = one_step(z.tensor('vec_in'), 8, VECTOR_END)
+    vector = single_step_codes(z.tensor('vec_in'), 8, VECTOR_END)
     yield same('vec_q', vector.codes)
     yield same('vec_scale', vector.steps)
 
@@ -298,9 +298,9 @@ def _theirs(name: str) -> str:
 def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
     "Calibration, GPTQ, and the file of a whole model (#1493)."
     model, config = model_of(z), z.config()
-    for name, hessian in collect(model, z.ids('calib_ids')).items():
+    for name, hessian in collect_hessians(model, z.ids('calib_ids')).items():
         yield _relative(f'hessian/{_theirs(name)}', hessian, z)
-    recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in collect(model, z.ids('calib_ids')[:1])}
+    recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in collect_hessians(model, z.ids('calib_ids')[:1])}
     recipe = replace(GRIDS['loop3'], bits=config['matrix_bits'], embed_bits=config['embed_bits'],
                      clip_k=config['matrix_clip_sigmas'], embed_clip_k=config['embed_clip_sigmas'],
                      min_numel=config['numel_threshold'])
@@ -343,7 +343,7 @@ def _mixed_case(z: Vectors) -> Iterator[Comparison]:
             raise InteropError(f'{name}: stored as {kind}, theirs as {said}')
         if f'deq/{name}' in z: yield same(f'deq/{name}', _weights(part, w.dtype))
     if 'vec_in' in z:
-        vector = one_step(z.tensor('vec_in'), 6, half=True)
+        vector = single_step_codes(z.tensor('vec_in'), 6, half=True)
         yield same('vec_q', vector.codes)
         yield same('vec_scale', vector.steps)
 
@@ -366,7 +366,7 @@ def _hessian_case(z: Vectors) -> Iterator[Comparison]:
     with torch.no_grad():
         loss = model.eval().loss(text[0, :, :-1], text[0, :, 1:], schedule=schedule)
     yield near('hessian_model_loss', loss, 1e-5)
-    written = write_text(model, own['num_seqs'], own['seq_len'], own['seed'], own['batch_size'],
+    written = generate_text(model, own['num_seqs'], own['seq_len'], own['seed'], own['batch_size'],
                          own['temperature'], schedule)
     yield same('ar_tokens', written)
     measure = replace(measure, batches=len(written), first_damping=config['damp_ar'])

@@ -21,7 +21,7 @@ from golf_nb.data import (
     SequentialLoader,
     ShuffledLoader,
     TokenStream,
-    folder,
+    folder_corpus,
     get_dataset,
     overlap,
     read_shard,
@@ -130,14 +130,14 @@ def test_a_folder_is_split_by_content(tmp_path, texts, val_every):
     path.mkdir(exist_ok=True)
     for i, text in enumerate(texts): (path/f'{i:03}.txt').write_bytes(text.encode())
     if len(set(texts)) == 1:
-        with pytest.raises(DataError, match='one text'): folder(path, val_every)
+        with pytest.raises(DataError, match='one text'): folder_corpus(path, val_every)
         return
-    corpus = folder(path, val_every)
+    corpus = folder_corpus(path, val_every)
     train, val = ([d.text for d in part] for part in (corpus.train, corpus.val))
     assert sorted(train + val) == sorted(texts) and not set(train) & set(val)
     assert len(set(val)) == max(1, len(set(texts)) // val_every)
     for i in range(len(texts)): (path/f'{i:03}.txt').rename(path/f'x{i:03}.txt')
-    renamed = folder(path, val_every)
+    renamed = folder_corpus(path, val_every)
     assert ([d.text for d in renamed.train], sorted(d.text for d in renamed.val)) == (train, sorted(val))
     for file in path.iterdir(): file.unlink()
 
@@ -146,7 +146,7 @@ def test_a_folder_is_split_by_content(tmp_path, texts, val_every):
 def test_a_bad_file_is_named(tmp_path, content, field):
     for name in 'ab': (tmp_path/f'{name}.txt').write_text(f'text {name}')
     (tmp_path/'bad.txt').write_bytes(content)
-    with pytest.raises(DataError, match=field) as error: folder(tmp_path)
+    with pytest.raises(DataError, match=field) as error: folder_corpus(tmp_path)
     assert 'bad.txt' in one_line(error)
 
 
@@ -277,7 +277,7 @@ def test_the_tokenizer_never_sees_validation_text(texts, tmp_path, monkeypatch):
         seen.extend(documents)
         return real(documents, vocab)
     monkeypatch.setattr(data, 'train_tokenizer', watched)
-    found, corpus = get_dataset(str(texts), 300, tmp_path/'cache'), folder(texts)
+    found, corpus = get_dataset(str(texts), 300, tmp_path/'cache'), folder_corpus(texts)
     assert sorted(seen) == sorted(d.text for d in corpus.train)
     encoded = lambda part: np.concatenate([found.tokenizer.encode_document(d.text) for d in part])
     assert np.array_equal(np.concatenate([read_shard(p) for p in found.train]), encoded(corpus.train))
@@ -606,7 +606,7 @@ def test_unigram_is_the_entropy(text):
 def test_a_tokenizer_is_found_by_its_size(texts, tmp_path):
     "Two tokenizers beside the shards: the one that was asked for is taken."
     found = get_dataset(str(texts), 300, tmp_path/'cache')
-    other = data.train_tokenizer([d.text for d in folder(texts).train], 290)
+    other = data.train_tokenizer([d.text for d in folder_corpus(texts).train], 290)
     public = tmp_path/'both'
     public.mkdir()
     write_shard(public/'x_train_0.bin', read_shard(found.train[0]))

@@ -16,17 +16,17 @@ from golf_nb.gptq import (
     READERS,
     add_damping,
     calibrate,
-    collect,
-    collect_linears,
+    collect_hessians,
+    collect_linear_hessians,
     compensated_codes,
     feedback,
-    one_step,
+    generate_text,
     prune,
     quantize,
     quantize_linears,
     round_matrix,
+    single_step_codes,
     stored_grid,
-    write_text,
 )
 from golf_nb.model import build, compile_parts
 from golf_nb.presets import GRIDS, PRESETS, get
@@ -193,7 +193,7 @@ def text_for(looped, batches=6, seed=0):
 
 def test_its_hessian_is_the_sum_over_all_visits(looped):
     batches, _ = text_for(looped)
-    found, slow = collect_linears(looped, batches), {'first.weight': 0., 'second.weight': 0.}
+    found, slow = collect_linear_hessians(looped, batches), {'first.weight': 0., 'second.weight': 0.}
     visits = [torch.zeros(48, 48) for _ in range(6)]
     with torch.no_grad():
         for x in batches:
@@ -206,9 +206,9 @@ def test_its_hessian_is_the_sum_over_all_visits(looped):
     near = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-3)      # sums of many in fp32
     for name, total in slow.items(): near(found[name], total/len(batches))
     for visit in range(6):
-        one = collect_linears(looped, batches, (0.,)*visit + (1.,))
+        one = collect_linear_hessians(looped, batches, (0.,)*visit + (1.,))
         near(one['first.weight'], visits[visit])
-    mixed = collect_linears(looped, batches, (.5, 0., 2.))
+    mixed = collect_linear_hessians(looped, batches, (.5, 0., 2.))
     near(mixed['first.weight'], .5*visits[0] + 2*visits[2])
     assert not looped.first._forward_pre_hooks and looped.training
 
@@ -217,7 +217,7 @@ def test_gptq_over_all_visits_beats_one_visit_and_plain_rounding(looped):
     batches, unseen = text_for(looped)
     truth, apart, weights = looped(unseen).detach(), {}, looped.state_dict()
     for way, visits in {'plain': None, 'first': (1.,), 'all': ()}.items():
-        hessians = {} if visits is None else collect_linears(looped, batches, visits)
+        hessians = {} if visits is None else collect_linear_hessians(looped, batches, visits)
         rounding = Rounding() if visits is None else COMPENSATED
         stored = quantize_linears(looped, hessians, Grid(3), rounding)
         assert set(stored) == {'first.weight', 'second.weight'}
@@ -231,7 +231,7 @@ def test_linears_that_share_a_weight_count_together():
     a, b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
     b.weight = a.weight
     pair, x = nn.Sequential(a, b), torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    found = collect_linears(pair, [x])
+    found = collect_linear_hessians(pair, [x])
     y = a(x).detach()
     assert set(found) == {'0.weight'}
     torch.testing.assert_close(found['0.weight'], x.T @ x + y.T @ y)
@@ -241,7 +241,7 @@ def test_linears_that_share_a_weight_count_together():
 def test_a_linear_that_never_runs_is_named():
     module = nn.ModuleDict({'used': nn.Linear(4, 4), 'unused': nn.Linear(4, 4)})
     module.forward = lambda x: module['used'](x)
-    found = collect_linears(module, [torch.randn(30, 4)])
+    found = collect_linear_hessians(module, [torch.randn(30, 4)])
     with pytest.raises(QuantError, match='unused.weight: there is no Hessian'):
         quantize_linears(module, found)
 
@@ -299,12 +299,12 @@ def test_hessians_of_our_models_are_sums_over_visits():
         for reader in ['embed'] if name == 'head_in' else readers:
             seen.setdefault(reader, []).append(x.detach().flatten(0, 1).double())
     for tokens in text: model(tokens, see=see)
-    found = collect(model, text)
+    found = collect_hessians(model, text)
     assert set(found) == set(seen) and len(seen['blocks.2.q']) == 6 and len(seen['blocks.0.q']) == 2
     for name, parts in seen.items():
         slow = sum(x.T @ x for x in parts)/2
         torch.testing.assert_close(found[name].double(), slow, rtol=1e-4, atol=1e-5*slow.abs().max().item())
-    first = collect(model, text, visit_weights=(1.,))
+    first = collect_hessians(model, text, visit_weights=(1.,))
     assert torch.equal(first['blocks.0.q'], found['blocks.0.q'])      # it runs only once
     assert first['blocks.2.q'].trace() < found['blocks.2.q'].trace()
     flat = calibrate(model, Calibration(schedule='flat', batches=2, first_damping=.5), text)
@@ -314,10 +314,10 @@ def test_hessians_of_our_models_are_sums_over_visits():
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_compiled_model_is_measured_as_it_is():
     model, text = build(get('tiny').model, seed=0), torch.randint(2048, (1, 1, 20))
-    plain, written = collect(model, text), write_text(model, 2, 6, seed=0)
+    plain, written = collect_hessians(model, text), generate_text(model, 2, 6, seed=0)
     compile_parts(model)
-    for name, hessian in collect(model, text).items(): assert torch.equal(hessian, plain[name])
-    assert torch.equal(write_text(model, 2, 6, seed=0), written) and model.training
+    for name, hessian in collect_hessians(model, text).items(): assert torch.equal(hessian, plain[name])
+    assert torch.equal(generate_text(model, 2, 6, seed=0), written) and model.training
 
 
 def test_the_default_recipe_is_convert():
@@ -336,7 +336,7 @@ def test_no_text_no_hessian_no_size_are_errors():
     with pytest.raises(QuantError, match='at least one batch'): quantize(model, recipe)
     with pytest.raises(QuantError, match='embed: there is no Hessian'):
         quantize(model, recipe, hessians={'other': torch.eye(1)})
-    wrong = collect(model, torch.zeros(1, 1, 8, dtype=torch.long))
+    wrong = collect_hessians(model, torch.zeros(1, 1, 8, dtype=torch.long))
     with pytest.raises(QuantError, match=r'a Hessian \(3, 3\)'):
         quantize(model, recipe, hessians=wrong | {'blocks.0.q': torch.eye(3)})
     with pytest.raises(QuantError, match='prune_bytes'): quantize(model, QuantConfig(prune_bytes=1))
@@ -347,7 +347,7 @@ def test_no_text_no_hessian_no_size_are_errors():
 
 def test_text_of_its_own_depends_on_the_seed_alone():
     model = build(get('replay-s03', 'mini').model, seed=0)
-    texts = [write_text(model, 3, 10, seed, group=group) for seed, group in ((0, 8), (0, 8), (1, 8))]
+    texts = [generate_text(model, 3, 10, seed, group=group) for seed, group in ((0, 8), (0, 8), (1, 8))]
     assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
     assert texts[0].shape == (3, 10) and 0 <= texts[0].min() and texts[0].max() < 1024
 
@@ -369,7 +369,7 @@ def test_pruning_takes_as_few_of_the_cheapest_as_it_can(data, rows, size, target
 
 def test_a_tensor_that_is_no_matrix_has_one_step():
     for shape in ((), (1,), (7,), (2, 3, 4)):
-        part = one_step(torch.ones(shape)*.5, 8)
+        part = single_step_codes(torch.ones(shape)*.5, 8)
         assert part.codes.shape == shape and (part.codes == 127).all() and part.steps.ndim == 0
         torch.testing.assert_close(part.weights(), torch.ones(shape)*.5)
 

@@ -170,16 +170,16 @@ def test_a_failing_notebook_fails(small_book):
 
 
 def test_run_stores_what_the_cells_show(small_book, monkeypatch, capfd):
-    from golf_nb.book import run_apart
+    from golf_nb.book import run_in_processes
     good = write_notebook(small_book/'nbs'/'01_good.ipynb', '6 * 7', '#| slow\n1 / 0')
     bad = write_notebook(small_book/'nbs'/'02_bad.ipynb', '1 / 0')
     before = bad.read_bytes()
     monkeypatch.chdir(ROOT)
-    assert run_apart([good, bad], [], 2) == 1
+    assert run_in_processes([good, bad], [], 2) == 1
     assert [''.join(output['data']['text/plain']) for output in cells(good)[0]['outputs']] == ['42']
     assert bad.read_bytes() == before
     assert '02_bad.ipynb: cell 1 (cell0) raised ZeroDivisionError: division by zero' in capfd.readouterr().err
-    assert run_apart([good], ['slow'], 1) == 1
+    assert run_in_processes([good], ['slow'], 1) == 1
 
 
 def test_book_outside_a_project_is_refused_in_one_line(tmp_path):
