@@ -1,4 +1,4 @@
-"Quantizers against the originals' recordings, a slow witness, and laws that hold for any matrix."
+"Quantizers against the originals' recordings, a slow reference, and properties of any matrix."
 import math
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,7 @@ from golf_nb.quant import (
     to_codes,
 )
 
-# --- a slow witness -------------------------------------------------------------------------------------
+# --- a slow reference ----------------------------------------------------------------------------------
 
 def slow_gptq(w, steps, low, top, hessian, damping, act_order):
     "GPTQ column by column and row by row in float64, from its definition, with numpy alone."
@@ -75,7 +75,7 @@ def inputs(generator, samples, size, rank=5):
 @pytest.mark.parametrize('act_order', [False, True])
 @pytest.mark.parametrize('rows, size, block', [
     (3, 1, 128), (5, 17, 4), (4, 40, 128), (4, 40, 7), (2, 64, 16)])
-def test_blocks_give_what_the_definition_gives(rows, size, block, act_order):
+def test_blocks_equal_the_definition(rows, size, block, act_order):
     generator = torch.Generator().manual_seed(size + block)
     w, x = torch.randn(rows, size, generator=generator), inputs(generator, 300, size)
     if size > 20: x[:, [3, size - 1]] = 0      # dead inputs
@@ -89,7 +89,7 @@ def test_blocks_give_what_the_definition_gives(rows, size, block, act_order):
 
 
 def weighted(w, codes, steps, hessian):
-    "How far the outputs move, summed over rows."
+    "Output error, summed over rows."
     delta = (w - from_codes(codes, steps)).double()
     return ((delta @ hessian.double())*delta).sum().item()
 
@@ -97,7 +97,7 @@ def weighted(w, codes, steps, hessian):
 @pytest.mark.parametrize('bits', [2, 3, 4, 6])
 @pytest.mark.parametrize('size', [8, 40, 160])
 def test_feedback_lowers_the_error_of_the_outputs(size, bits):
-    "No theorem: each column is rounded for itself, so a single row can lose. Matrices of many rows do not."
+    "Not a theorem: GPTQ is greedy, so a single row can lose. Matrices of many rows do not."
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         w, x = torch.randn(64, size, generator=generator), inputs(generator, 4*size, size, rank=3)
@@ -136,7 +136,7 @@ def test_a_step_beyond_fp16_is_an_error(size):
 
 
 @given(seed=st.integers(0, 999), rows=st.integers(1, 5), size=st.integers(2, 40), bits=st.integers(3, 8))
-def test_of_several_percentiles_the_best_counts(seed, rows, size, bits):
+def test_the_best_percentile_is_chosen(seed, rows, size, bits):
     w = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
     ends, grid = (.8, .9, 1.), Grid(bits)
     def errors(rounding):
@@ -147,14 +147,14 @@ def test_of_several_percentiles_the_best_counts(seed, rows, size, bits):
     torch.testing.assert_close(errors(Rounding(ends, 'matrix')).sum(), alone.sum(dim=1).amin())
 
 
-@pytest.mark.parametrize('hessian, said', [
+@pytest.mark.parametrize('hessian, message', [
     (torch.tensor([[1., 3.], [3., 1.]]), 'condition'),
     (torch.full((2, 2), math.inf), 'NaN or Inf'),
     (torch.zeros(2, 2), 'never reached'),
 ])
-def test_a_bad_hessian_is_an_error_with_the_tensors_name(hessian, said):
+def test_a_bad_hessian_is_an_error_that_names_the_tensor(hessian, message):
     with pytest.raises(QuantError, match='blocks.3.down') as caught: feedback(hessian, name='blocks.3.down')
-    assert said in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 def test_too_little_text_without_damping_is_refused():
@@ -167,7 +167,7 @@ def test_too_little_text_without_damping_is_refused():
 # --- a looped module that is not ours -------------------------------------------------------------------
 
 class Looped(nn.Module):
-    "Two layers that run six times, with a stream that grows; nothing of it is ours."
+    "Two layers that run six times, with a growing stream; a plain torch module."
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(48, 96), nn.Linear(96, 48)
@@ -184,7 +184,7 @@ def looped():
 
 
 def text_for(looped, batches=6, seed=0):
-    "Correlated inputs in batches, and others for judging."
+    "Batches of correlated inputs, and others for evaluation."
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(5, 48, generator=generator)
     x = torch.randn(batches + 2, 200, 5, generator=generator) @ mix
@@ -250,7 +250,7 @@ def test_a_linear_that_never_runs_is_named():
 
 @pytest.fixture(scope='module', params=[name for name in PRESETS if name in GRIDS])
 def mini(request):
-    "A mini model with weights that matter, its recipe, and a little text."
+    "A mini model with nonzero weights, its recipe, and a little text."
     config, generator = get(request.param, 'mini'), torch.Generator().manual_seed(0)
     small = replace(config.quant.calibration, batches=2, length=12)
     model = build(config.model, seed=0)
@@ -345,7 +345,7 @@ def test_no_text_no_hessian_no_size_are_errors():
         quantize(model, QuantConfig(min_numel=100))
 
 
-def test_text_of_its_own_depends_on_the_seed_alone():
+def test_generated_text_depends_only_on_the_seed():
     model = build(get('replay-s03', 'mini').model, seed=0)
     texts = [generate_text(model, 3, 10, seed, group=group) for seed, group in ((0, 8), (0, 8), (1, 8))]
     assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
@@ -353,7 +353,7 @@ def test_text_of_its_own_depends_on_the_seed_alone():
 
 
 @given(data=st.data(), rows=st.integers(1, 4), size=st.integers(1, 6), target=st.integers(0, 24))
-def test_pruning_takes_as_few_of_the_cheapest_as_it_can(data, rows, size, target):
+def test_pruning_zeroes_as_few_cheap_codes_as_possible(data, rows, size, target):
     cells = data.draw(st.lists(st.integers(-2, 2), min_size=rows*size, max_size=rows*size))
     steps = data.draw(st.lists(st.sampled_from([.1, .2, .3]), min_size=rows, max_size=rows))
     part = Codes(torch.tensor(cells, dtype=torch.int8).view(rows, size), torch.tensor(steps).half(), 6)
@@ -367,7 +367,7 @@ def test_pruning_takes_as_few_of_the_cheapest_as_it_can(data, rows, size, target
     if gone.any() and (ones & ~gone).any(): assert cost[gone].max() <= cost[ones & ~gone].min()
 
 
-def test_a_tensor_that_is_no_matrix_has_one_step():
+def test_a_tensor_that_is_not_a_matrix_has_one_step():
     for shape in ((), (1,), (7,), (2, 3, 4)):
         part = single_step_codes(torch.ones(shape)*.5, 8)
         assert part.codes.shape == shape and (part.codes == 127).all() and part.steps.ndim == 0
