@@ -84,7 +84,7 @@ class Schedule:
 
     @cached_property
     def visits(self) -> tuple[int, ...]:
-        "How many times each virtual layer's block has run before."
+        "Count how many times each virtual layer's block has run before."
         return tuple(self.order[:v].count(block) for v, block in enumerate(self.order))
 
     def rows(self, table: Literal['cond', 'gain', 'film', 'value_embed', 'skip']) -> int:

@@ -227,7 +227,7 @@ def test_a_killed_builder_leaves_nothing_half_built(texts, tmp_path):
     cache, marks = tmp_path/'cache', tmp_path/'marks'
     process = start(texts, cache, marks, 60)
     wait_for(lambda: built(marks))
-    waiting = start(texts, cache, tmp_path/'marks2', 0)              # waits for the lock of the process that is killed
+    waiting = start(texts, cache, tmp_path/'marks2', 0)        # waits for the lock of the one that is killed
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert visible(cache) == [] or built(tmp_path/'marks2')
