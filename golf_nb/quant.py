@@ -24,7 +24,7 @@ class QuantError(ValueError): "Weights that cannot be quantized; the message nam
 class Grid:
     "A symmetric quantization grid of 2^bits - 1 levels per row."
     bits: int = 6            # 2..8
-    scale: str = 'max'       # the grid ends at the row's largest weight ('max') or at clip_k deviations ('std')
+    scale: str = 'max'       # ends at: 'max', the row's largest weight; 'std', clip_k standard deviations
     clip_k: float = 12.85    # standard deviations (scale = 'std')
     low: bool = False        # one more level at the lower end, -2^(bits - 1)?
     floor: float = 2.**-24   # smallest step; the default is the smallest number of fp16

@@ -300,7 +300,8 @@ def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
     model, config = model_of(z), z.config()
     for name, hessian in collect_hessians(model, z.ids('calib_ids')).items():
         yield _relative(f'hessian/{_theirs(name)}', hessian, z)
-    recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in collect_hessians(model, z.ids('calib_ids')[:1])}
+    names = collect_hessians(model, z.ids('calib_ids')[:1])
+    recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in names}
     recipe = replace(GRIDS['loop3'], bits=config['matrix_bits'], embed_bits=config['embed_bits'],
                      clip_k=config['matrix_clip_sigmas'], embed_clip_k=config['embed_clip_sigmas'],
                      min_numel=config['numel_threshold'])
