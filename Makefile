@@ -1,4 +1,4 @@
-# Two commands are all a reader needs: `make run` and `make test`.
+# A reader needs only two commands: `make run` and `make test`.
 # Both need Python 3.11 or newer and make; the first one to run builds .venv, the others reuse it.
 
 PYTHON    ?= python3
@@ -9,7 +9,7 @@ VENV      := .venv
 PY        := $(VENV)/bin/python
 READY     := $(VENV)/.ready
 
-# One thread a process: the tests run in parallel, and stored outputs must not depend on the core count.
+# One thread per process: the tests run in parallel, and stored outputs must not depend on the core count.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
@@ -18,30 +18,30 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-run: $(READY)  ## Train the tiny model; other runs: make run ARGS="--preset loop3 --scale mini"
+run: $(READY)  ## Train the tiny model; another preset: make run ARGS="--preset loop3 --scale mini"
 	$(PY) -m golf_nb.train $(ARGS)
 
-test: $(READY)  ## Run every notebook and every test; some of them: make test ARGS="-k schedule"
+test: $(READY)  ## Run every notebook and every test; a selection: make test ARGS="-k schedule"
 	$(ONE_THREAD) $(PY) -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
-again: $(READY)  ## Run an experiment anew and draw its page: make again PAGE=e01; a look at it in seconds: ARGS=--toy
+again: $(READY)  ## Rerun an experiment and its page: make again PAGE=e01; a toy version in seconds: ARGS=--toy
 	$(PY) -m golf_nb.grid nbs/experiments/$(PAGE).json --again $(ARGS)
 	$(if $(findstring --toy,$(ARGS)),,$(PY) -m golf_nb.findings && $(ONE_THREAD) $(PY) -m golf_nb.book run nbs/experiments/$(PAGE)_*.ipynb)
 
-notebooks: export  ## Run the notebooks and store what they show; some of them: NOTEBOOKS="nbs/00_schedule.ipynb"
+notebooks: export  ## Run the notebooks and store their outputs; a selection: NOTEBOOKS="nbs/00_schedule.ipynb"
 	$(ONE_THREAD) $(PY) -m golf_nb.book run $(NOTEBOOKS)
 
-export: $(READY)  ## Write golf_nb/ from the notebooks, and clean these
+export: $(READY)  ## Write golf_nb/ from the notebooks, and clean the notebooks
 	$(VENV)/bin/nbdev_clean
 	$(VENV)/bin/nbdev_export
 
 readme: $(READY)  ## Write README.md from nbs/index.ipynb
 	$(PY) -m golf_nb.book readme
 
-bench: $(READY)  ## Measure speed, each number beside something to compare it with
+bench: $(READY)  ## Measure speed, each number with a baseline
 	$(PY) bench/table.py $(ARGS)
 
-clean:  ## Remove .venv and everything a run, a build or a test left behind, except runs/
+clean:  ## Remove .venv and everything left by a run, a build, or a test, except runs/
 	rm -rf $(VENV) build dist _proc _docs *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -51,7 +51,7 @@ $(PY):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("golf_nb needs Python 3.11 or newer, and $(PYTHON) is %d.%d: name another with make PYTHON=..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-# The stamp is written last, so an interrupted install is taken up again.
+# The stamp is written last, so an interrupted install is resumed.
 $(READY): requirements.txt setup.py settings.ini | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .

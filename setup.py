@@ -1,4 +1,4 @@
-"Package metadata. Every fact comes from settings.ini: edit that file, not this one."
+"Package metadata, all read from settings.ini: edit that file, not this one."
 import shlex
 from configparser import ConfigParser
 from pathlib import Path

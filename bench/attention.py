@@ -1,4 +1,4 @@
-"Causal attention on a CPU in bf16, forward and backward, compiled: what each change to it gains, in turn."
+"Compiled causal attention on a CPU in bf16, forward and backward: the gain of each change, in turn."
 import argparse
 import statistics
 import time
@@ -13,7 +13,7 @@ from golf_nb.model import keep_memory
 from golf_nb.tiles import load_tiles, tile_attention
 
 def by_runs(q, k, v, mask='loaded', divide='shares', largest=True, runs=4):
-    "The way it began: runs of queries, a mask that is read, shares that are divided; and its variants."
+    "The first version: blocks of queries, a stored mask, normalization by division; and its variants."
     (B, T, H, Dh), K = q.shape, k.shape[2]
     G, size = H//K, -(-T//runs)
     q = q.view(B, T, K, G, Dh).permute(0, 2, 3, 1, 4)
@@ -61,7 +61,7 @@ def seconds(attend, parts):
 
 
 def main():
-    "Print a table; rounds of all variants are interleaved."
+    "Print a table; the rounds of all variants are interleaved."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--shape', type=int, nargs=5, default=(16, 512, 8, 4, 32), help='B T H K Dh')
@@ -74,7 +74,7 @@ def main():
     compiled = {name: attend if attend is fused_attention else torch.compile(attend, dynamic=False)
                 for name, (attend, _) in VARIANTS.items()}
     errors = {name: (attend(*parts) - exact).abs().max().item() for name, attend in compiled.items()}
-    first = {name: sum(seconds(attend, parts)) for name, attend in compiled.items()}   # compiles the way back
+    first = {name: sum(seconds(attend, parts)) for name, attend in compiled.items()}   # compiles backward
     rows = {name: [] for name in VARIANTS}
     for _ in range(chosen.rounds):
         for name, attend in compiled.items(): rows[name].append(seconds(attend, parts))

@@ -1,4 +1,4 @@
-"What every measurement is put beside: the rate of plain matrix products on this machine, at this minute."
+"The baseline of every measurement: the rate of plain matrix products on this machine, at the same time."
 import json
 import time
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from golf_nb.layers import computes_bf16
 
 SHAPES = (4096, 256, 1024), (4096, 512, 512)  # rows, columns in, columns out
-DTYPE = torch.bfloat16 if computes_bf16('cpu') else torch.float32   # of everything that is measured
+DTYPE = torch.bfloat16 if computes_bf16('cpu') else torch.float32   # of all measurements
 
 
 def _rate(shape, dtype, seconds):
@@ -23,12 +23,12 @@ def _rate(shape, dtype, seconds):
 
 
 def matrix_rate(dtype=DTYPE, seconds=0.3):
-    "FLOP per second of two products, the mean."
+    "Mean FLOP per second of two matrix products."
     return sum(_rate(shape, dtype, seconds) for shape in SHAPES)/len(SHAPES)
 
 
 def write_record(path, **content):
-    "Write what was measured, with the circumstances."
+    "Write the measurements, with machine, versions, and commit."
     from golf_nb.report import circumstances
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content | circumstances(), indent=1) + '\n')

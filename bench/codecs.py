@@ -26,7 +26,7 @@ RULE = {'bits': 6, 'embed_bits': 8, 'scale': 'std', 'clip_k': 12.85, 'embed_clip
 
 
 def codec_sizes(coded):
-    "Bytes of all codes with each codec, a stream per tensor and a stream per kind."
+    "Measure the bytes of all codes with each codec, with a stream per tensor and a stream per kind."
     kinds = defaultdict(list)
     for name, part in coded.items(): kinds[name.split('.')[-1]].append(part)
     groups = {'tensor': [[part] for part in coded.values()], 'group': list(kinds.values())}
@@ -42,7 +42,7 @@ def codec_sizes(coded):
 
 
 def measure(run, out):
-    "All codecs on the weights of a run, with #1493's rule."
+    "Measure all codecs on the weights of a run, with #1493's rule."
     config = json.loads((run/'config.json').read_text())
     state = load_file(run/'checkpoint'/'weights.safetensors')
     plan = plan_grids(state.items(), QuantConfig(**RULE, min_numel=config['quant']['min_numel']))
@@ -76,7 +76,7 @@ def measure(run, out):
 
 
 def speed():
-    "Seconds of one core to save and load as many Gaussian weights as loop3 has at full scale."
+    "Time saving and loading as many Gaussian weights as loop3 has at full scale, on one core."
     model = build(get('loop3', 'full').model, device='meta')
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
@@ -97,7 +97,7 @@ def speed():
 
 
 def main():
-    "Measure, print, and write what was asked for."
+    "Measure, print, and write the requested records."
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='*', type=Path, help='run directories')

@@ -1,4 +1,4 @@
-"Sliding evaluation: the last visit only where it is scored, against every position computed, in turn."
+"Sliding evaluation: the last visit only at scored positions, against all positions, in turn."
 import argparse
 import statistics
 import time
@@ -17,7 +17,7 @@ WINDOW, STRIDE, BATCH = 512, 64, 32
 
 
 class Plain(torch.nn.Module):
-    "The same forward pass on the same batches, with every position computed to the end."
+    "The same forward pass on the same batches, with every position computed."
     def __init__(self, model):
         super().__init__()
         self.model, self.used = model, model.used
@@ -28,7 +28,7 @@ class Plain(torch.nn.Module):
 
 
 def one(name, tokens, rounds, compiled):
-    "Measure one preset, with its first weights: their values change no time."
+    "Measure one preset with untrained weights: their values do not affect the time."
     config = get(name)
     model = build(config.model).eval().requires_grad_(False)
     data = get_dataset(config.data.source, config.model.vocab)
@@ -55,7 +55,7 @@ def main():
     "Print a table."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--presets', nargs='+', default=PRESETS)
-    parser.add_argument('--tokens', type=int, default=8192, help='scored in a round')
+    parser.add_argument('--tokens', type=int, default=8192, help='scored per round (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--eager', action='store_true', help='do not compile')
     parser.add_argument('--out', type=Path, help='write a record')

@@ -1,4 +1,4 @@
-"From weights to a file, per million weights: GPTQ, Hessians, and coding, each beside a plain version."
+"Time from weights to a file, per million weights: GPTQ, Hessians, and coding, each against a plain version."
 import argparse
 import statistics
 import time
@@ -10,7 +10,7 @@ from beside import write_record
 
 from golf_nb.artifact import CODECS, Part
 from golf_nb.config import Calibration
-from golf_nb.gptq import READERS, collect, compensated_codes, feedback
+from golf_nb.gptq import READERS, collect_hessians, compensated_codes, feedback
 from golf_nb.model import build
 from golf_nb.presets import get
 from golf_nb.quant import Grid, convert, row_steps
@@ -19,7 +19,7 @@ GRID = Grid(6, 'std', clip_k=12.85)
 
 
 def weights(size, seed=0):
-    "A matrix, and a Hessian of correlated inputs."
+    "Make a matrix, and a Hessian of correlated inputs."
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(4*size, size, generator=generator) @ torch.diag(torch.arange(1, size + 1)**-0.5)
     x = x + 0.1*torch.randn(4*size, size, generator=generator)
@@ -27,17 +27,17 @@ def weights(size, seed=0):
 
 
 def gptq(size=1024):
-    "Blocked feedback against feedback over all later columns after each column."
+    "Compare blocked feedback with feedback to all later columns after each column."
     w, hessian = weights(size)
     steps, blocked = row_steps(w, GRID), feedback(hessian, Calibration())
     plain = replace(blocked, block=size)
     def run(inputs): return compensated_codes(w, steps, GRID, inputs)
-    assert (run(blocked) == run(plain)).float().mean() > 0.999          # sums in another order
+    assert (run(blocked) == run(plain)).float().mean() > 0.999          # a different order of summation
     return 'GPTQ, columns in blocks', w.numel(), lambda: run(blocked), lambda: run(plain)
 
 
 def hessians(preset='loop3', rows=8, length=512):
-    "One sum for matrices that read the same input, against one for each matrix and visit."
+    "Compare one sum for matrices that share an input with one per matrix and visit."
     model = build(get(preset).model).eval()
     tokens = torch.randint(model.config.vocab, (rows, length), generator=torch.Generator().manual_seed(0))
     schedule, readers = model.config.schedule, READERS
@@ -50,14 +50,14 @@ def hessians(preset='loop3', rows=8, length=512):
                 sums[key] = sums.get(key, 0) + x.T @ x
         with torch.no_grad(): model(tokens, see=see)
         return sums
-    ours, theirs = collect(model, [tokens]), plain()
+    ours, theirs = collect_hessians(model, [tokens]), plain()
     for name, found in theirs.items(): torch.testing.assert_close(ours[name], found, rtol=1e-3, atol=1e-2)
     count = sum(p.numel() for name, p in model.named_parameters() if name in theirs)
-    return f'Hessians of {rows*length:,} tokens', count, lambda: collect(model, [tokens]), plain
+    return f'Hessians of {rows*length:,} tokens', count, lambda: collect_hessians(model, [tokens]), plain
 
 
 def coding(size=1024):
-    "The entropy coder against brotli of shuffled bytes, the best general codec."
+    "Compare the entropy coder with brotli on shuffled bytes, the best general codec."
     w, _ = weights(size)
     codes = convert({'w': w}, {'w': GRID})['w']
     array = codes.codes.numpy()

@@ -1,4 +1,4 @@
-"GPTQ at full scale: `loop3` with random weights and synthetic Hessians; time and memory."
+"Time and memory of GPTQ at full scale: `loop3` with random weights and synthetic Hessians."
 import argparse
 import json
 import resource
@@ -15,12 +15,12 @@ from golf_nb.quant import Codes, parameter_role
 from golf_nb.report import circumstances
 
 def mib():
-    "Largest resident memory of this process so far."
+    "Return the peak resident memory of this process, in MiB."
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**10
 
 
 def synthetic(size, samples, generator):
-    "A Hessian of correlated inputs: a slowly falling spectrum."
+    "Make a Hessian of correlated inputs, with a slowly decaying spectrum."
     x = torch.randn(samples, size, generator=generator) @ torch.diag(torch.arange(1, size + 1)**-0.5)
     x = x[:, torch.randperm(size, generator=generator)] + 0.1*torch.randn(samples, size, generator=generator)
     return x.T @ x

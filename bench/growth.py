@@ -1,4 +1,4 @@
-"How time and memory of a training pass grow with visits, width, context, vocabulary, and recomputation."
+"Time and memory of a forward and backward pass by visits, width, context, vocabulary, and recomputation."
 import argparse
 import statistics
 import time
@@ -30,7 +30,7 @@ AXES = {
 
 
 def kept(loss):
-    "Bytes that a forward pass keeps for the way back, each storage once, without the parameters."
+    "Count the bytes saved for the backward pass, each storage once, without the parameters."
     storages = {}
     def pack(x):
         storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
@@ -40,7 +40,7 @@ def kept(loss):
 
 
 def one(point, tokens, rounds):
-    "Time a forward and backward pass beside the matrix rate, and count what is kept."
+    "Time a forward and backward pass against the matrix rate, and count the saved bytes."
     sizes, visits, T = dict(point), point['visits'], point['seq_len']
     for name in ('visits', 'seq_len', 'recomputed'): sizes.pop(name)
     sizes['hidden'] = 3*sizes['dim']
@@ -65,10 +65,10 @@ def one(point, tokens, rounds):
 
 
 def main():
-    "Print a table, one axis after the other."
+    "Print a table, axis by axis."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--axes', nargs='+', default=list(AXES))
-    parser.add_argument('--tokens', type=int, default=4096, help='of a pass')
+    parser.add_argument('--tokens', type=int, default=4096, help='tokens per pass (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--out', type=Path, help='write a record')
     chosen = parser.parse_args()
@@ -89,7 +89,7 @@ def main():
 
 
 def replace_one(axis, value):
-    "The base with one size changed; heads keep their width."
+    "Change one size of the base; heads keep their width."
     point = BASE | {axis: value}
     return point | {'heads': point['dim']//64, 'kv_heads': max(point['dim']//128, 1)}
 

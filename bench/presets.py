@@ -1,4 +1,4 @@
-"Train, score, adapt, and audit presets; the table of the README is drawn from the records."
+"Train, score, adapt, and audit presets; the README table is made from the records."
 import argparse
 import os
 import shutil
@@ -14,7 +14,7 @@ ADAPT = '--ttt.update sgd --ttt.lr 0.01 --ttt.chunk 4096 --ttt.batch 8 --ttt.epo
 
 
 def run(preset, options, folder):
-    "The whole way of one preset; its records are kept if the auditor could decide."
+    "Run all steps for one preset; keep its records if the auditor reaches a verdict."
     from golf_nb.presets import get
     own = get(preset, 'mini').ttt.update != 'off'
     words = ['--preset', preset, '--out', folder, *([] if own else ADAPT), *options]
@@ -30,7 +30,7 @@ def run(preset, options, folder):
 
 
 def main():
-    "Run the presets one after the other; two of these commands may stand side by side."
+    "Run the presets in turn; two of these commands may run in parallel."
     parser = argparse.ArgumentParser(description=__doc__, epilog='Other options go to golf_nb.train.')
     every = ['tiny', 'cycle', 'hybrid', 'universal', 'replay', 'loop3']
     parser.add_argument('--presets', nargs='+', default=every)

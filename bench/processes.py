@@ -1,4 +1,4 @@
-"How far do the losses of two processes drift from those of one, and of one with a weight moved by an ulp?"
+"Compare the losses of two processes with those of one, and with one where a weight is changed by an ulp."
 import argparse
 import json
 import os
@@ -7,14 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from golf_nb.artifact import write_atomically
+from golf_nb.files import write_atomically
 from golf_nb.report import circumstances, read_log
 
 FIT = Path(__file__).parents[1]/'tests'/'fit_only.py'
 
 
 def losses(preset, precision, steps, tokens, processes=1, nudge=False):
-    "The losses of a run of some steps in new processes."
+    "Return the losses of a short run in new processes."
     torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, *(torchrun if processes > 1 else []), FIT, preset, folder, '--steps', steps,
@@ -25,13 +25,13 @@ def losses(preset, precision, steps, tokens, processes=1, nudge=False):
 
 
 def main():
-    "Print the largest relative deviation of any loss, and write the record."
+    "Print the largest relative deviation of a loss, and write the record."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--presets', nargs='+', default=['cycle', 'hybrid', 'universal', 'replay', 'loop3'])
     parser.add_argument('--steps', type=int, default=20)
-    parser.add_argument('--tokens', type=int, default=1024, help='of a step')
+    parser.add_argument('--tokens', type=int, default=1024, help='tokens per step (default: %(default)s)')
     parser.add_argument('--precision', default='fp32', choices=['fp32', 'bf16', 'as-run'])
-    parser.add_argument('--ulp', action='store_true', help='also compare with one weight moved by an ulp')
+    parser.add_argument('--ulp', action='store_true', help='also compare with one weight changed by an ulp')
     parser.add_argument('--out', type=Path, help='write the record here')
     chosen = parser.parse_args()
     found = {}

@@ -1,4 +1,4 @@
-"What does training on the grid cost? Processor time of steps of `cycle` mini with each kind of QAT, in turn."
+"CPU time of training steps of `cycle` mini with each kind of QAT, in turn."
 import argparse
 import json
 import statistics
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from golf_nb.artifact import write_atomically
 from golf_nb.data import get_dataset
+from golf_nb.files import write_atomically
 from golf_nb.presets import get
 from golf_nb.report import circumstances
 from golf_nb.trainer import Process, prime, start, train_step
@@ -18,7 +18,7 @@ KINDS = ('none', 'ste', 'tied', 'fresh', 'ste, in every micro-batch')
 
 
 def runs(mode, tokens, kinds):
-    "One run for each kind, primed; all start alike."
+    "Start one run per kind, warmed up; all have the same initial state."
     cycle = get('cycle')
     for kind in kinds:
         config = replace(cycle, steps=10_000, compile=mode == 'compiled',
@@ -30,7 +30,7 @@ def runs(mode, tokens, kinds):
 
 
 def seconds(run, forget):
-    "Time one step; `forget`: compute rounded weights anew in every micro-batch."
+    "Time one step; `forget`: recompute rounded weights in every micro-batch."
     begin, loss = time.process_time(), run.model.loss
     def forgetful(*arguments, **options):
         if run.model.fake_quant: run.model.fake_quant.cache.clear()
@@ -38,14 +38,14 @@ def seconds(run, forget):
     if forget: run.model.loss = forgetful
     train_step(run)
     if forget: del run.model.loss
-    return time.process_time() - begin   # of the processor: other programs do not count
+    return time.process_time() - begin   # CPU time, which excludes other programs
 
 
 def main():
-    "Print the extra time of each kind, as the median over rounds of its step's time over that without QAT."
+    "Print the overhead of each kind: the median over rounds of its step time divided by that without QAT."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--rounds', type=int, default=9)
-    parser.add_argument('--tokens', type=int, default=16384, help='of a step')
+    parser.add_argument('--tokens', type=int, default=16384, help='tokens per step (default: %(default)s)')
     parser.add_argument('--modes', nargs='+', default=['eager', 'compiled'])
     parser.add_argument('--kinds', nargs='+', default=KINDS, choices=KINDS)
     parser.add_argument('--out', type=Path, help='write the record here')
@@ -56,7 +56,7 @@ def main():
         for run in each.values(): train_step(run)
         times = {kind: [] for kind in chosen.kinds}
         for i in range(chosen.rounds):
-            for kind in (chosen.kinds if i % 2 else chosen.kinds[::-1]):   # in turn, there and back
+            for kind in (chosen.kinds if i % 2 else chosen.kinds[::-1]):   # alternate the order
                 times[kind].append(seconds(each[kind], ',' in kind))
         found[mode] = {}
         for kind in chosen.kinds:

@@ -1,4 +1,4 @@
-"Quality at equal time: choose settings by a slice of training documents, then score seeds on validation."
+"Quality at equal time: tune settings on held-out training documents, then score seeds on validation."
 import argparse
 import json
 import os
@@ -12,7 +12,7 @@ from beside import write_record
 
 ROOT = Path(__file__).parents[1]
 SIZE = '--model.vocab {} --model.dim {} --model.hidden {}'.format
-TRIED = {                                                         # what is changed in `tiny`
+TRIED = {                                                         # changes to `tiny`
     'vocab 2048, dim 192': SIZE(2048, 192, 576),
     'vocab 4096, dim 192': SIZE(4096, 192, 576),
     'vocab 8192, dim 192': SIZE(8192, 192, 576),
@@ -26,7 +26,7 @@ TRIED = {                                                         # what is chan
 
 
 def run(options, folder, threads, one):
-    "Train, quantize, and score one model in a process of its own; what is worth keeping of its report."
+    "Train, quantize, and score one model in its own process; return the relevant part of its report."
     name, changed, seed = one
     place = folder/f'{name.replace(" ", "-").replace(",", "")}-{seed}'
     words = [*changed.split(), '--seed', seed, '--out', place, *options]
@@ -42,15 +42,15 @@ def run(options, folder, threads, one):
 
 
 def main():
-    "Run what is asked for, and write one record."
+    "Run the requested settings, and write one record."
     parser = argparse.ArgumentParser(description=__doc__, epilog='Other options go to golf_nb.train.')
     parser.add_argument('--tune', nargs='+', metavar='NAME', choices=TRIED,
-                        help='two at a time, with a thread each')
-    parser.add_argument('--judge', metavar='PRESET', help='with two threads, one seed after the other')
+                        help='settings to compare, two at a time, one thread each')
+    parser.add_argument('--judge', metavar='PRESET', help='preset to score with two threads, seed by seed')
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
     parser.add_argument('--seconds', type=float, default=240, help='of training with two threads')
     parser.add_argument('--runs', type=Path, default=ROOT/'runs'/'quality', help='where runs go')
-    parser.add_argument('--out', type=Path, required=True, help='the record; an old one is added to')
+    parser.add_argument('--out', type=Path, required=True, help='the record; an existing one is extended')
     chosen, options = parser.parse_known_args()
     chosen.runs.mkdir(parents=True, exist_ok=True)
     if chosen.judge:

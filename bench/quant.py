@@ -1,4 +1,4 @@
-"What storing costs: finished runs of `tiny`, stored in many ways, each scored on the validation text."
+"The loss from quantization: finished runs of `tiny`, stored in many ways, each scored on validation text."
 import argparse
 import json
 import math
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from golf_nb.artifact import entropy_bits
 from golf_nb.config import Calibration, QuantConfig, Rounding
 from golf_nb.data import ShuffledLoader, get_dataset
-from golf_nb.gptq import READERS, calibrate, collect, quantize
+from golf_nb.gptq import READERS, calibrate, collect_hessians, quantize
 from golf_nb.model import build
 from golf_nb.presets import get
 from golf_nb.quant import Codes, parameter_role, restore
@@ -22,11 +22,11 @@ from golf_nb.report import circumstances
 KS = (4., 6., 9., 12.85, 18., 25., 35.)
 FED = Rounding(feedback=True)
 BATCHES = 16  # of 2,048 tokens, for calibration
-EVERY = 3     # windows of the validation text; all ways are scored on the same ones
+EVERY = 3     # take every third window of the validation text, the same for all recipes
 
 
 def coded_bytes(stored):
-    "Bytes of an ideal order-0 coder, per tensor; two for every step and every fp16 number."
+    "Count the bytes of an ideal order-0 coder per tensor, plus two for every step and fp16 number."
     total = 0.
     for part in stored.values():
         if not isinstance(part, Codes): total += 2*part.numel()
@@ -35,7 +35,7 @@ def coded_bytes(stored):
 
 
 def score(model, stored, val, length, original_bytes):
-    "Bits per byte of validation text, in windows side by side."
+    "Score validation text in adjacent windows, in bits per byte."
     model.load_state_dict(restore(stored))
     usable = (len(val) - 1)//length*length
     inputs, targets = (val[at:usable + at].view(-1, length)[::EVERY] for at in (0, 1))
@@ -46,7 +46,7 @@ def score(model, stored, val, length, original_bytes):
 
 
 def ways(own):
-    "Named recipes: a configuration, and which Hessians it takes ('own', 'flat', 'first', 'last', or none)."
+    "List named recipes: a configuration, and its Hessians ('own', 'flat', 'first', 'last', or none)."
     def std(k, **changes): return replace(own, scale='std', clip_k=k, embed_clip_k=20., **changes)
     found = {f'k {k:g}': (std(k), None) for k in KS}
     found |= {f'k {k:g} GPTQ': (std(k, rounding=FED, embed_rounding=FED), 'own') for k in KS}
@@ -72,10 +72,10 @@ def ways(own):
 
 
 def spectra(model, tokens, block):
-    "Sorted diagonals of a block's Hessians, visit by visit, thinned to 64 numbers each."
+    "Return the sorted diagonals of a block's Hessians, per visit, reduced to 64 numbers each."
     out = {}
     for visit in range(model.config.schedule.order.count(block)):
-        found = collect(model, tokens, visit_weights=(0.,)*visit + (1.,))
+        found = collect_hessians(model, tokens, visit_weights=(0.,)*visit + (1.,))
         for seen, matrices in READERS.items():
             values = found[f'blocks.{block}.{matrices[0]}'].diagonal().sort(descending=True).values
             thin = np.linspace(0, len(values) - 1, 64).round().astype(int)
@@ -84,7 +84,7 @@ def spectra(model, tokens, block):
 
 
 def measure(folder, dataset, tokens, val, original_bytes):
-    "All ways for one run."
+    "Measure all recipes on one run."
     config = get('tiny')
     model = build(config.model).eval()
     weights = load_file(folder/'checkpoint'/'weights.safetensors')
@@ -93,8 +93,8 @@ def measure(folder, dataset, tokens, val, original_bytes):
     model.load_state_dict(weights)
     hessians = {'own': calibrate(model, Calibration(), tokens)}
     hessians['flat'] = calibrate(model, Calibration(schedule='flat'), tokens)
-    hessians['first'] = collect(model, tokens, visit_weights=(1.,))
-    hessians['last'] = collect(model, tokens, visit_weights=(0., 1.))
+    hessians['first'] = collect_hessians(model, tokens, visit_weights=(1.,))
+    hessians['last'] = collect_hessians(model, tokens, visit_weights=(0., 1.))
     drawn = {f'block {block}': spectra(model, tokens, block) for block in (1, 2)}
     largest = {role: [w.abs().amax(dim=1) for name, w in weights.items() if parameter_role(name) == role
                       and w.numel() > config.quant.min_numel] for role in ('matrix', 'table')}

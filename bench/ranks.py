@@ -1,4 +1,4 @@
-"Time and memory of a training step in one process and in two, one thread each, on the same tokens."
+"Time and memory of a training step with one process and with two, one thread each, on the same tokens."
 import argparse
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from beside import write_record
 
 def one(name, steps, tokens):
-    "Steps of one preset among the processes that torchrun started; the first one prints their seconds."
+    "Run steps of one preset in the processes started by torchrun; rank 0 prints the seconds."
     from golf_nb.data import get_dataset
     from golf_nb.model import count_parameters, keep_memory
     from golf_nb.optim import Clock
@@ -42,8 +42,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--presets', nargs='+', default=['cycle', 'loop3'])
     parser.add_argument('--rounds', type=int, default=2)
-    parser.add_argument('--steps', type=int, default=3, help='of a round')
-    parser.add_argument('--tokens', type=int, default=16384, help='of a step, over all processes')
+    parser.add_argument('--steps', type=int, default=3, help='steps per round (default: %(default)s)')
+    parser.add_argument('--tokens', type=int, default=16384, help='per step, over all processes')
     parser.add_argument('--out', type=Path, help='write a record')
     parser.add_argument('--one', action='store_true', help='measure the first preset here, and print JSON')
     chosen = parser.parse_args()

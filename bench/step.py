@@ -1,4 +1,4 @@
-"Where the time of a training step goes, by kind of work, as torch's profiler sees it."
+"Time of a training step by kind of work, from torch's profiler."
 import argparse
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +14,7 @@ from golf_nb.presets import get
 from golf_nb.trainer import Process, prime, start, train_step
 
 def kind(event):
-    "What an event's own time was spent on."
+    "Classify the self time of an event."
     name, parent = event.name, event
     while parent is not None:
         if parent.name.startswith('Optimizer.step'): return 'optimizer'
@@ -26,11 +26,11 @@ def kind(event):
 
 
 def main():
-    "Print seconds of a step by kind, the mean over some steps."
+    "Print the mean seconds per step by kind."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--preset', default='cycle')
     parser.add_argument('--steps', type=int, default=3)
-    parser.add_argument('--tokens', type=int, default=16384, help='of a step')
+    parser.add_argument('--tokens', type=int, default=16384, help='tokens per step (default: %(default)s)')
     parser.add_argument('--label', default='now')
     parser.add_argument('--keep-memory', action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument('--out', type=Path, help='write a record')

@@ -1,4 +1,4 @@
-"All that `make bench` shows, in one table: what was measured, beside what, and what we set out to reach."
+"The table of `make bench`: each measurement, its baseline, and the goal."
 import argparse
 import json
 import subprocess
@@ -9,7 +9,7 @@ from statistics import median
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent/'results'/'speed'
-SCRIPTS = {                       # record: file, and what makes it short
+SCRIPTS = {                       # record: script, and options for a short run
     'train': ['train', '--rounds', '2', '--steps', '2'],
     'recompute': ['train', '--rounds', '1', '--steps', '2', '--recompute', '--presets', 'cycle', 'loop3'],
     'evaluate': ['evaluate', '--rounds', '2', '--tokens', '16384'],
@@ -22,17 +22,17 @@ SCRIPTS = {                       # record: file, and what makes it short
 
 
 def memory_of(record):
-    "MiB of training each preset, without torch itself."
+    "Return the MiB for training each preset, without torch itself."
     return {one['preset']: one['peak_mib'] - one['before_mib'] for one in record['records']}
 
 
 def shares_of(record):
-    "Median share of the matrix rate of each preset."
+    "Return the median share of the matrix rate of each preset."
     return {one['preset']: median(r['share'] for r in one['rounds']) for one in record['records']}
 
 
 def speedups_of(record):
-    "Times as fast as one process, each preset with two."
+    "Return the speed-up of two processes over one, per preset."
     times = {}
     for one in record['records']:
         times.setdefault(one['preset'], {}).setdefault(one['processes'], []).extend(one['seconds'])
@@ -40,7 +40,7 @@ def speedups_of(record):
 
 
 def rows_of(script, record):
-    "Lines of the table: what, found, goal."
+    "Build the rows of the table: name, result, goal."
     originals = json.loads((RECORDS/'originals.json').read_text())['share']
     if script == 'train':
         for name, share in shares_of(record).items():
@@ -77,10 +77,10 @@ def rows_of(script, record):
 
 
 def main():
-    "Run the scripts one after the other, then print the table."
+    "Run the scripts in turn, then print the table."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--scripts', nargs='+', default=list(SCRIPTS), choices=SCRIPTS)
-    parser.add_argument('--from-records', action='store_true', help='measure nothing, show results/speed')
+    parser.add_argument('--from-records', action='store_true', help='measure nothing; show results/speed')
     parser.add_argument('--keep', action='store_true', help='write the records to results/speed')
     chosen, lines = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:

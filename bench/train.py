@@ -1,4 +1,4 @@
-"Training throughput of the presets, each beside the rate of plain matrix products taken in turn."
+"Training throughput of the presets, each against the rate of plain matrix products, in turn."
 import argparse
 import json
 import resource
@@ -49,13 +49,13 @@ def one(name, rounds, tokens, steps, recomputed=False):
 
 
 def main():
-    "Measure every preset in a process of its own; print a table."
+    "Measure every preset in its own process; print a table."
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--presets', nargs='+', default=PRESETS)
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--steps', type=int, default=3, help='of a round')
-    parser.add_argument('--tokens', type=int, default=16384, help='of a step')
-    parser.add_argument('--recompute', action='store_true', help='visits are computed again on the way back')
+    parser.add_argument('--steps', type=int, default=3, help='steps per round (default: %(default)s)')
+    parser.add_argument('--tokens', type=int, default=16384, help='tokens per step (default: %(default)s)')
+    parser.add_argument('--recompute', action='store_true', help='recompute activations in the backward pass')
     parser.add_argument('--out', type=Path, help='write a record')
     parser.add_argument('--one', action='store_true', help='measure the first preset here, and print JSON')
     chosen = parser.parse_args()

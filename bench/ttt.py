@@ -1,4 +1,4 @@
-"Score-first test-time training end to end: this code against that of an earlier commit, in turn."
+"Score-first test-time training end to end: this commit against an earlier one, in turn."
 import argparse
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from beside import DTYPE, write_record
 
 HERE = Path(__file__).parents[1]
-BEFORE = '0e74e81500bf97c767e0c5f6499b158f41c3b889'   # the last commit before anything was made fast
+BEFORE = '0e74e81500bf97c767e0c5f6499b158f41c3b889'   # the last commit before any optimization
 ONCE = '''
 import json, sys, time
 import torch
@@ -31,7 +31,7 @@ try:
     keep_memory(); compile_parts(model)
 except ImportError: pass                                      # the code before
 chosen = TTTConfig(update='sgd', lr=0.002, chunk=8192)
-for once in range(rounds + 1):                                # the first one compiles
+for once in range(rounds + 1):                                # the first round compiles
     begin = time.perf_counter()
     run = score_first(model, stream, 512, 64, chosen, bytes=data.byte_table, batch=8, dtype=dtype,
                       bos=data.tokenizer.bos)
@@ -41,7 +41,7 @@ for once in range(rounds + 1):                                # the first one co
 
 
 def turns(trees, preset, tokens, rounds):
-    "Let one process per tree run in turn; the first turn of each is not counted."
+    "Alternate between one process per tree; the first turn of each is not counted."
     def begin(tree):
         return subprocess.Popen([sys.executable, '-c', ONCE, preset, str(tokens), str(rounds),
                                  str(DTYPE).removeprefix('torch.')],

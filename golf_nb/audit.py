@@ -47,8 +47,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .artifact import write_atomically
 from .data import DataError, get_dataset
+from .files import write_atomically
 from .tokenizer import SPACE, Tokenizer, TokenizerError
 
 # %% ../nbs/16_audit.ipynb #e82900be

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .conditioning import Row
+from .conditioning import ConditioningRow
 from .config import ModelConfig
 from .layers import linear, matmul, rms_norm, rotate
 from .schedule import VirtualLayer
@@ -169,7 +169,7 @@ class Context(NamedTuple):
 def attention(
     n: Float[Tensor, "B T D"],                    # normed stream
     w: Weights,                                   # matrices of this visit
-    row: Row,                                     # conditioning of this visit
+    row: ConditioningRow,                         # conditioning of this visit
     layer: VirtualLayer,                          # is XSA on?
     context: Context,
     extra: Float[Tensor, "B T KDh"] | None = None,  # value embedding of this visit
@@ -213,7 +213,7 @@ def mlp(
 def visit(
     x: Float[Tensor, "B T D"],      # stream
     w: Weights,                     # matrices of this visit
-    row: Row,                       # conditioning of this visit
+    row: ConditioningRow,           # conditioning of this visit
     layer: VirtualLayer,            # what is special about this visit
     context: Context,
     extra: Float[Tensor, "B T KDh"] | None = None,  # value embedding of this visit

@@ -31,7 +31,7 @@ from .block import Weights
 from .config import QuantConfig, RunConfig
 from .data import get_dataset
 from .evaluate import bits_per_byte, load_model, stream_of
-from .gptq import collect
+from .gptq import collect_hessians
 from .model import Model
 from .quant import convert, plan_grids, restore
 from .schedule import Schedule
@@ -669,7 +669,8 @@ def naive_predictors(
     wrong = {name: error[name].double().cpu() for name in own}
     squares = {name: float(d.square().sum()) for name, d in wrong.items()}
     batches = _batches(model, text.rows[:, :-1], 16)
-    grams = {name: gram.double()*len(batches) for name, gram in collect(model, batches, schedule).items()}
+    means = collect_hessians(model, batches, schedule)
+    grams = {name: gram.double()*len(batches) for name, gram in means.items()}
     tokens = text.rows[:, :-1].numel()
     largest = {name: float(torch.linalg.matrix_norm(w, 2)) for name, w in own.items()}
     if not all(largest.values()):

@@ -25,9 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .artifact import load, read_header, write_atomically
+from .artifact import load, read_header
 from .config import ConfigError, RunConfig, from_dict
 from .data import get_dataset
+from .files import write_atomically
 from .model import Model, as_run, build, compile_parts, keep_memory, read_out
 from .quant import prepare, qat_plan, restore
 from .tiles import compiler

@@ -37,7 +37,7 @@ from golf_nb.report import (
     smallest_effect,
 )
 
-from .artifact import write_atomically
+from .files import write_atomically
 from .grid import GridError, jobs_of, read_grid, read_records
 
 # %% ../nbs/31_findings.ipynb #1a8a39b9

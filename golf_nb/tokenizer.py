@@ -7,8 +7,6 @@ __all__ = ['SPACE', 'BOS', 'MAX_VOCAB', 'TRAINER_OPTIONS', 'TokenizerError', 'tr
            'document_bytes', 'ByteTable']
 
 # %% ../nbs/02_tokenizer.ipynb #2115bebf
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +18,8 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int16, Int64, Shaped, UInt16
 
+from .files import sha256, write_atomically
+
 # %% ../nbs/02_tokenizer.ipynb #ed02fdbd
 SPACE = '\u2581'         # how SentencePiece writes a space inside a piece
 BOS = 1                  # the id that starts every document
@@ -30,10 +30,10 @@ TRAINER_OPTIONS = dict(  # the contest's: PR #1493, spec section f
 
 # %% ../nbs/02_tokenizer.ipynb #690e15d7
 class TokenizerError(ValueError):
-    "A text, model or table that cannot be used; one line: what, where, and what to do."
+    "A text, model, or table that cannot be used; one line: what, where, and what to do."
 
 # %% ../nbs/02_tokenizer.ipynb #2ba20d11
-_RESERVED = '\u2585'     # the trainer skips a sentence that holds this character
+_RESERVED = '\u2585'     # the trainer skips a sentence that contains this character
 _MAX_BYTES = 2**30       # the longest sentence it accepts
 
 def _utf8(text: Any, where: str = 'text') -> bytes:
@@ -44,7 +44,7 @@ def _utf8(text: Any, where: str = 'text') -> bytes:
         raise TokenizerError(f'{where}: lone surrogate at character {e.start}; read it as UTF-8') from None
 
 def _sentences(documents: Iterable[str]) -> Iterator[str]:
-    "Yield each document as one sentence, cut only at the character that would drop it whole."
+    "Yield each document as one sentence, split only at the character that would make the trainer skip it."
     for number, text in enumerate(documents):
         if len(_utf8(text, f'document {number}')) > _MAX_BYTES:
             raise TokenizerError(f'document {number}: longer than {_MAX_BYTES:,} bytes; split it')
@@ -52,7 +52,7 @@ def _sentences(documents: Iterable[str]) -> Iterator[str]:
 
 # %% ../nbs/02_tokenizer.ipynb #fccfdbc1
 def _training_error(error: RuntimeError, vocab: int) -> TokenizerError:
-    "Put SentencePiece's complaint into one line that names the field and the bound."
+    "Turn SentencePiece's error into one line that names the field and the bound."
     if found := re.search(r'smaller than required_chars\. \d+ vs (\d+)', str(error)):
         return TokenizerError(f'vocab: {vocab} is too small; the smallest possible for these documents is '
                               f'{found[1]} (4 control pieces, 256 bytes, {int(found[1]) - 260} characters)')
@@ -65,13 +65,13 @@ def _training_error(error: RuntimeError, vocab: int) -> TokenizerError:
 # %% ../nbs/02_tokenizer.ipynb #d07be2e9
 def train_tokenizer(
     documents: Iterable[str],  # training texts, each at most 2**30 bytes of UTF-8
-    vocab: int,                # pieces in all, control and byte pieces included; above 260, at most 65,536
+    vocab: int,                # number of pieces, control and byte pieces included; above 260, at most 65,536
 ) -> bytes:                    # a SentencePiece model file
     "Train a BPE tokenizer with the contest's options; the same documents give the same bytes."
     if vocab > MAX_VOCAB: raise TokenizerError(f'vocab: {vocab} is too large; two bytes hold {MAX_VOCAB}')
     failure, out = [], BytesIO()
     def feed():
-        "Keep the reason why reading failed: SentencePiece would turn it into a RuntimeError."
+        "Remember why reading failed: SentencePiece turns any exception into a RuntimeError."
         try: yield from _sentences(documents)
         except Exception as e:
             failure.append(e)
@@ -87,7 +87,7 @@ def train_tokenizer(
 
 # %% ../nbs/02_tokenizer.ipynb #40e36da3
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    "Read a model file's bytes, or say what is wrong with them."
+    "Parse a model file's bytes, or say what is wrong with them."
     wrong = TokenizerError('model: not a SentencePiece model file; train one or copy it again')
     if not isinstance(model, bytes) or not model: raise wrong
     try: sp = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -96,22 +96,9 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     if len(sp) > MAX_VOCAB: raise TokenizerError(f'model: {len(sp)} pieces; two bytes hold {MAX_VOCAB}')
     return sp
 
-def _write(path: Path, content: bytes):
-    "Replace a file in one step: a reader sees the old file or the new one, never a part."
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with open(part, 'wb') as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise TokenizerError(f'{path}: {e.strerror}; the model was not saved') from None
-
 # %% ../nbs/02_tokenizer.ipynb #3b791e57
 class Tokenizer:
-    "A SentencePiece model: text to ids and back."
+    "A SentencePiece model that converts text to ids and back."
     def __init__(self,
         model: bytes,  # a SentencePiece model file with BOS = 1
     ):
@@ -127,28 +114,29 @@ class Tokenizer:
 
     def save(self, path: str | Path):
         "Write the model file."
-        _write(Path(path), self.model)
+        try: write_atomically(path, self.model)
+        except OSError as e: raise TokenizerError(f'{path}: {e.strerror}; the model was not saved') from None
 
     @property
     def fingerprint(self) -> str:
-        "First 16 hex digits of the model file's SHA-256."
-        return hashlib.sha256(self.model).hexdigest()[:16]
+        "Name the model by the first 16 hex digits of its SHA-256."
+        return sha256(self.model)[:16]
 
     def encode(self, text: str) -> list[int]:
-        "Ids of `text`, without BOS."
+        "Convert `text` to ids, without BOS."
         return self._sp.encode(_utf8(text).decode())
 
     def encode_document(self, text: str) -> UInt16[np.ndarray, " T"]:
-        "BOS, then the ids of `text`."
+        "Convert `text` to BOS followed by its ids."
         return np.array([self.bos, *self.encode(text)], np.uint16)
 
     def decode(self, ids: Iterable) -> str:    # not Iterable[int]: arrays too
-        "Text of the ids of one document; BOS has no text."
+        "Convert the ids of one document to text; BOS has no text."
         try: return self._sp.decode([int(i) for i in ids])
         except IndexError: raise TokenizerError(f'ids: an id is outside 0..{self.vocab - 1}') from None
 
     def normalize(self, text: str) -> str:
-        "What `nmt_nfkc` makes of `text`: the text that is really encoded."
+        "Normalize `text` with `nmt_nfkc`, as is done before encoding."
         return self._sp.normalize(_utf8(text).decode()).replace(SPACE, ' ')
 
     def __repr__(self): return f'Tokenizer({self.vocab} pieces, {self.fingerprint})'
@@ -159,7 +147,7 @@ class DocumentBytes:
     "UTF-8 bytes of documents as written and as encoded; `+` adds documents up."
     original: int = 0    # bytes of the text as written
     normalized: int = 0  # bytes after `nmt_nfkc`: what a `ByteTable` counts
-    tokens: int = 0      # targets, BOS not among them
+    tokens: int = 0      # targets, without BOS
 
     def __add__(self, other: 'DocumentBytes') -> 'DocumentBytes':
         "Add the counts of two sets of documents."
@@ -168,20 +156,20 @@ class DocumentBytes:
 
     @property
     def to_original(self) -> float:
-        "Factor from bits per normalized byte to bits per original byte."
+        "Return the factor from bits per normalized byte to bits per original byte."
         return self.normalized/self.original
 
 def document_bytes(
     tokenizer: Tokenizer,  # its normalization and its tokens are counted
     text: str,             # one document
 ) -> DocumentBytes:        # bytes before and after normalization, and tokens
-    "Count what one document holds."
+    "Count the bytes and tokens of one document."
     original, normalized = _utf8(text), tokenizer.normalize(text).encode()
     return DocumentBytes(len(original), len(normalized), len(tokenizer.encode(text)))
 
 # %% ../nbs/02_tokenizer.ipynb #9d79c17d
 def _check_ids(ids: Shaped[Any, "..."], name: str, rows: int) -> Shaped[np.ndarray, "..."]:
-    "Make `ids` a numpy array of ids inside the table, or say which one is not."
+    "Convert `ids` to a numpy array, or say which one is outside the table."
     ids = np.asarray(ids.cpu() if hasattr(ids, 'cpu') else ids)       # a tensor, without importing torch
     if not ids.size: return ids.astype(np.int64)
     if ids.dtype.kind not in 'iu': raise TokenizerError(f'{name}: expected integer ids, got {ids.dtype}')
@@ -191,7 +179,7 @@ def _check_ids(ids: Shaped[Any, "..."], name: str, rows: int) -> Shaped[np.ndarr
                          'were the tokens made by another tokenizer?')
 
 def _rows(tokenizer: Tokenizer, vocab: int | None) -> int:
-    "Rows of a table for `tokenizer`, or say why there can be no table."
+    "Count the rows of a table for `tokenizer`, or say why there can be no table."
     rows = tokenizer.vocab if vocab is None else vocab
     if rows < tokenizer.vocab:
         raise TokenizerError(f'vocab: {rows} rows are fewer than the tokenizer\'s {tokenizer.vocab} pieces')

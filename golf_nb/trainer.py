@@ -32,10 +32,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .artifact import save, what_fits, write_atomically
+from .artifact import save, what_fits
 from .config import RunConfig, differences, from_dict, to_dict
 from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset, read_shard
 from .evaluate import DTYPES, NOT_LEGAL
+from .files import write_atomically
 from .gptq import calibrate, quantize
 from .layers import computes_bf16
 from .model import Model, as_run, build, compile_parts, count_parameters, recompute
@@ -560,7 +561,7 @@ def write_result(
 ):
     "Make the average the weights, then write the float weights and the artifact."
     config, about = run.config, {'preset': run.config.preset, 'model': to_dict(run.config.model)}
-    for average in run.averages.values(): average.give(run.model)
+    for average in run.averages.values(): average.copy_to(run.model)
     about['qat'], run.model.fake_quant = run.model.fake_quant is not None, None
     if config.train_on_validation:
         about['note'] = NOT_LEGAL

@@ -43,10 +43,10 @@ from golf_nb.evaluate import (
     windows,
 )
 
-from .artifact import write_atomically
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
+from .files import write_atomically
 from .model import Model, keep_memory
 from .optim import orthogonalize
 from .schedule import Schedule

@@ -146,7 +146,7 @@ class TileProducts(TorchFunctionMode):
     "Within this context, bf16 matrices are multiplied by `tile_product`."
     def __enter__(self):
         # products stay in bf16, also where this machine would take a way through fp32
-        self.native = mock.patch('golf_nb.layers._by_fp32', lambda x: False)
+        self.native = mock.patch('golf_nb.layers._needs_fp32', lambda x: False)
         self.native.start()
         return super().__enter__()
 

@@ -24,18 +24,17 @@ from torch import Tensor
 
 from golf_nb.gptq import (
     calibrate,
-    collect,
+    collect_hessians,
     feedback,
-    one_step,
+    generate_text,
     prune,
     quantize,
     round_matrix,
+    single_step_codes,
     stored_grid,
-    write_text,
 )
 from golf_nb.interop import (
     MATRICES,
-    PULL_REQUESTS,
     README,
     Comparison,
     InteropError,
@@ -52,7 +51,7 @@ from golf_nb.interop import (
 from .config import Calibration
 from .data import SequentialLoader
 from .model import Model
-from .presets import get
+from .presets import GRIDS
 from .quant import Codes, Grid, from_codes, restore
 from .schedule import first_visits
 from .vectors_training import run_settings, shards
@@ -81,7 +80,7 @@ def round_as(
     hessian: Tensor | None = None,    # of its inputs; None: no feedback
 ) -> Codes:
     "Round one matrix by the recipe of a preset."
-    recipe = get(PULL_REQUESTS[pr], 'full').quant
+    recipe = GRIDS[{927: 'cycle', 341: 'hybrid', 1640: 'universal', 1406: 'replay', 1493: 'loop3'}[pr]]
     rounding = recipe.embed_rounding if bits == 8 and pr in (927, 1406) else recipe.rounding
     k = recipe.clip_k if bits == 6 else recipe.embed_clip_k
     inputs = None if hessian is None else feedback(hessian, recipe.calibration)
@@ -106,7 +105,7 @@ def export(
     if pr == 341 and 'tok_emb' in name: return w.half()
     if w.numel() <= least: return w.float() if control and pr in (927, 341, 1640) else w.half()
     if pr == 1406 and control: return w.float()
-    if w.ndim != 2: return one_step(w, 8, VECTOR_END, low=pr == 927)
+    if w.ndim != 2: return single_step_codes(w, 8, VECTOR_END, low=pr == 927)
     return round_as(pr, w, _bits(pr, name, *bits), hessian)
 
 # %% ../nbs/25_vectors_quant.ipynb #3dfa031a
@@ -194,7 +193,7 @@ def _units(z: Vectors, pr: int) -> Iterator[Comparison]:
         if f'unit/{case}/q' not in z: continue
         zeros = torch.zeros(z.arrays[f'unit/{case}/q'].shape)
         w = z.tensor(f'unit/{case}/x') if f'unit/{case}/x' in z else zeros
-        part = one_step(w, bits, VECTOR_END, low=pr == 927)
+        part = single_step_codes(w, bits, VECTOR_END, low=pr == 927)
         yield same(f'unit/{case}/q', part.codes)
         yield same(f'unit/{case}/scale', part.steps)
 
@@ -221,7 +220,7 @@ def _int8_case(z: Vectors) -> Iterator[Comparison]:
 # %% ../nbs/25_vectors_quant.ipynb #451ffd23
 def _twice_case(z: Vectors) -> Iterator[Comparison]:
     "The exporter of #1640, both of its roundings."
-    config, first = z.config(), replace(get('universal', 'full').quant, again=None)
+    config, first = z.config(), replace(GRIDS['universal'], again=None)
     for name, dtype in config['dtypes'].items():
         w = z.tensor(f'in/{name}').to(getattr(torch, dtype))
         part = export(1640, name, w, config['keep_float_max_numel'])
@@ -238,7 +237,7 @@ def _twice_case(z: Vectors) -> Iterator[Comparison]:
             alone = round_as(341, w, 8)
             yield same(f'q_nogptq/{name}', alone.codes)
             yield same(f'scale_nogptq/{name}', alone.steps)
-    vector = one_step(z.tensor('vec_in'), 8, VECTOR_END)
+    vector = single_step_codes(z.tensor('vec_in'), 8, VECTOR_END)
     yield same('vec_q', vector.codes)
     yield same('vec_scale', vector.steps)
 
@@ -267,7 +266,7 @@ def _gptq_case(z: Vectors) -> Iterator[Comparison]:
     "GPTQ of single matrices (#1493)."
     for case in dict.fromkeys(name.split('/')[0] for name in z.names()):
         bits = int(z[f'{case}/clip_range']).bit_length() + 1
-        rounding, hessian = get('loop3', 'full').quant.rounding, z.tensor(f'{case}/H')
+        rounding, hessian = GRIDS['loop3'].rounding, z.tensor(f'{case}/H')
         grid = stored_grid(Grid(bits, 'std', float(z[f'{case}/clip_sigmas']), unbiased=True), rounding)
         inputs = feedback(hessian, Calibration(block=int(z[f'{case}/block_size'])))
         codes, steps = round_matrix(z.tensor(f'{case}/W'), grid, rounding, inputs)
@@ -299,10 +298,11 @@ def _theirs(name: str) -> str:
 def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
     "Calibration, GPTQ, and the file of a whole model (#1493)."
     model, config = model_of(z), z.config()
-    for name, hessian in collect(model, z.ids('calib_ids')).items():
+    for name, hessian in collect_hessians(model, z.ids('calib_ids')).items():
         yield _relative(f'hessian/{_theirs(name)}', hessian, z)
-    recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in collect(model, z.ids('calib_ids')[:1])}
-    recipe = replace(get('loop3', 'full').quant, bits=config['matrix_bits'], embed_bits=config['embed_bits'],
+    names = collect_hessians(model, z.ids('calib_ids')[:1])
+    recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in names}
+    recipe = replace(GRIDS['loop3'], bits=config['matrix_bits'], embed_bits=config['embed_bits'],
                      clip_k=config['matrix_clip_sigmas'], embed_clip_k=config['embed_clip_sigmas'],
                      min_numel=config['numel_threshold'])
     stored = quantize(model, recipe, hessians=recorded)
@@ -344,7 +344,7 @@ def _mixed_case(z: Vectors) -> Iterator[Comparison]:
             raise InteropError(f'{name}: stored as {kind}, theirs as {said}')
         if f'deq/{name}' in z: yield same(f'deq/{name}', _weights(part, w.dtype))
     if 'vec_in' in z:
-        vector = one_step(z.tensor('vec_in'), 6, half=True)
+        vector = single_step_codes(z.tensor('vec_in'), 6, half=True)
         yield same('vec_q', vector.codes)
         yield same('vec_scale', vector.steps)
 
@@ -367,7 +367,7 @@ def _hessian_case(z: Vectors) -> Iterator[Comparison]:
     with torch.no_grad():
         loss = model.eval().loss(text[0, :, :-1], text[0, :, 1:], schedule=schedule)
     yield near('hessian_model_loss', loss, 1e-5)
-    written = write_text(model, own['num_seqs'], own['seq_len'], own['seed'], own['batch_size'],
+    written = generate_text(model, own['num_seqs'], own['seq_len'], own['seed'], own['batch_size'],
                          own['temperature'], schedule)
     yield same('ar_tokens', written)
     measure = replace(measure, batches=len(written), first_damping=config['damp_ar'])
@@ -389,7 +389,7 @@ def _run_1406(z: Vectors) -> tuple[Model, list[Tensor]]:
 def _file_1406_case(z: Vectors) -> Iterator[Comparison]:
     "The artifact of #1406's whole run, from its weights and its text."
     model, text = _run_1406(z)
-    recipe = replace(get('replay', 'full').quant, prune_bytes=None)
+    recipe = replace(GRIDS['replay'], prune_bytes=None)
     measure = replace(recipe.calibration, batches=len(text))
     def rounded(hessians):
         known = {name: z.tensor(f'hessian/{_theirs(name)}') if f'hessian/{_theirs(name)}' in z else hessian

@@ -466,7 +466,7 @@ def _ends(z: Vectors, run: Run, twin: Run, rounded: bool) -> Iterator[Comparison
     "The last weights and their running mean, and what they score."
     for end in ('raw', 'ema'):
         if end == 'ema':
-            for one in (run, twin): one.averages['ema'].give(one.model)
+            for one in (run, twin): one.averages['ema'].copy_to(one.model)
         ours, moved = to_reference(run.model, 1493), to_reference(twin.model, 1493)
         for name, w in ours.items():
             bound, measure = (5e-3, rms) if rounded else (1e-4, largest)
@@ -609,7 +609,7 @@ def _after_1640(z: Vectors, ours: Recorded) -> list[float]:
 def _mean_and_dttt(ours: Recorded) -> Model:
     "Score #1406's running mean, train it on the validation text, and score it again: the last weights."
     run, s = ours.run, ours.settings
-    run.averages['ema'].give(run.model)
+    run.averages['ema'].copy_to(run.model)
     ours.validate(run.model)
     if not s['ttt_enabled']: return run.model
     del run.model.loss       # a copy must not note its losses here

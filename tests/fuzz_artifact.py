@@ -1,4 +1,4 @@
-"""Changes good artifacts at random, and watches what `load` makes of them.
+"""Change valid artifacts at random, and check what `load` does with them.
 
     python tests/fuzz_artifact.py --cases 100000 --out results/fuzz/artifact.json
 

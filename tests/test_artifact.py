@@ -1,6 +1,4 @@
-"What must hold for every artifact: it comes back as it was, and its bytes are the bytes on disk."
-import hashlib
-
+"Artifacts round-trip exactly, and invalid ones are refused in one line."
 import numpy as np
 import pytest
 import torch
@@ -21,13 +19,14 @@ from golf_nb.artifact import (
     save,
     what_fits,
 )
+from golf_nb.files import sha256
 from golf_nb.quant import Codes, Grid, convert
 
 LAYOUTS = ('tensor', 'group')
 
 
 def saved(path, stored, codec, layout):
-    "Save; codes worth little may be refused by the entropy coder."
+    "Save; codes of low entropy may be refused by the entropy coder."
     try: return save(path, stored, codec=codec, layout=layout)
     except ArtifactError as error:
         assert 'worth at least' in str(error) and 'entropy' in codec
@@ -97,7 +96,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=list(Heal
 
 @quick
 @given(stored=artifacts, codec=st.sampled_from(['auto', *CODECS]), layout=st.sampled_from(LAYOUTS))
-def test_an_artifact_comes_back(tmp_path_factory, stored, codec, layout):
+def test_an_artifact_round_trips(tmp_path_factory, stored, codec, layout):
     path = tmp_path_factory.mktemp('a')/'a.golf'
     size = saved(path, stored, codec, layout)
     assert size == path.stat().st_size and same(load(path), stored)
@@ -109,7 +108,7 @@ def test_an_artifact_comes_back(tmp_path_factory, stored, codec, layout):
 @pytest.mark.parametrize('codec', ['auto', *CODECS])
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(part=coded(), layout=st.sampled_from(LAYOUTS))
-def test_every_codec_gives_back_every_matrix(tmp_path_factory, codec, part, layout):
+def test_every_codec_round_trips_every_matrix(tmp_path_factory, codec, part, layout):
     path = tmp_path_factory.mktemp('a')/'a.golf'
     stored = {'a.q': part, 'b.q': part, 'values': torch.zeros(3).half()}
     size = saved(path, stored, codec, layout)
@@ -121,7 +120,7 @@ def test_every_codec_gives_back_every_matrix(tmp_path_factory, codec, part, layo
 
 @quick
 @given(data=st.data(), bits=st.integers(2, 8), rule=st.sampled_from(['max', 'std']))
-def test_weights_come_back_as_they_were_quantized(tmp_path_factory, data, bits, rule):
+def test_quantized_weights_round_trip(tmp_path_factory, data, bits, rule):
     "From weights: rows of zeros, constant, denormal, and huge rows."
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     w = torch.randn(rows, columns, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 2**32))))
@@ -133,28 +132,28 @@ def test_weights_come_back_as_they_were_quantized(tmp_path_factory, data, bits, 
     assert save(path, stored, plan=plan) == path.stat().st_size and same(load(path), stored)
 
 
-def test_no_tensor_at_all(tmp_path):
+def test_an_empty_artifact(tmp_path):
     assert save(tmp_path/'a', {}) == (tmp_path/'a').stat().st_size and load(tmp_path/'a') == {}
 
 
-@pytest.mark.parametrize('words, said', [
+@pytest.mark.parametrize('options, message', [
     ({'codec': 'rar'}, 'no codec'), ({'layout': 'row'}, 'layout'), ({'about': {'x': float('nan')}}, 'about'),
     ({'about': {'x': object()}}, 'about')])
-def test_wrong_words_are_refused(tmp_path, words, said):
-    with pytest.raises(ArtifactError, match=said): save(tmp_path/'a', {'w': torch.zeros(2)}, **words)
+def test_wrong_options_are_refused(tmp_path, options, message):
+    with pytest.raises(ArtifactError, match=message): save(tmp_path/'a', {'w': torch.zeros(2)}, **options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('path', ['none', '.', 'a\0b', '/dev/zero'])
-def test_what_is_no_file_is_refused_in_one_line(tmp_path, monkeypatch, path):
+def test_paths_that_are_not_files_are_refused_in_one_line(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     for reader in (load, read_header):
         with pytest.raises(ArtifactError) as error: reader(path)
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_the_entropy_coder_costs_the_entropy():
-    "Gaussian codes: nothing to win, and at most half a percent to lose; without a table in the stream."
+def test_the_entropy_coder_reaches_the_entropy():
+    "Gaussian codes: nothing to gain, and at most half a percent to lose; no table in the stream."
     rng = np.random.default_rng(0)
     codes = np.clip(np.rint(rng.normal(0, 2.41, (512, 512))), -31, 31).astype(np.int8)
     size = len(CODECS['entropy'].pack([codes], [Part('int8', codes.shape, 6)]))
@@ -162,7 +161,7 @@ def test_the_entropy_coder_costs_the_entropy():
 
 
 def test_streams_are_the_same_on_every_machine():
-    "Sizes and contents that were recorded; a machine that computes other tables fails here, not in a reader."
+    "Recorded hashes; a machine that computes different tables fails here, not in a reader."
     rng = np.random.default_rng(1)
     x = rng.integers(-9, 10, (60, 40)) + rng.integers(-4, 5, (60, 1))*rng.integers(-2, 3, (1, 40))
     codes = np.clip(x, -31, 31).astype(np.int8)
@@ -170,7 +169,7 @@ def test_streams_are_the_same_on_every_machine():
     for name, codec in CODECS.items():
         if name.startswith('entropy'):
             content = codec.pack([codes], [Part('int8', codes.shape, 6)])
-            found[name] = hashlib.sha256(content).hexdigest()[:12]
+            found[name] = sha256(content)[:12]
     assert found == {
         'entropy': '1b0f74fd9efd', 'entropy+turned': 'b6dbc2c4581e', 'entropy+follow256': 'fe7deb34ce15',
         'entropy+avoid1': '7056ce7d2ba2', 'entropy+avoid8': 'fca19d1b45b9'}
@@ -186,7 +185,7 @@ def test_predictions_stay_within_their_budget(monkeypatch):
     assert sorted(choose_codecs(parts).values()) == ['entropy', 'entropy', 'entropy+avoid8']
 
 
-def test_repeated_codes_take_a_general_codec(tmp_path):
+def test_repeated_codes_use_a_general_codec(tmp_path):
     "A matrix of zeros, and one that repeats itself."
     pattern = np.tile(np.random.default_rng(0).integers(-31, 32, (8, 64)), (64, 4)).astype(np.int8)
     stored = {name: Codes(torch.from_numpy(codes), torch.ones(len(codes)).half(), 6)

@@ -1,4 +1,4 @@
-"Changed artifacts, for some seconds; `python tests/fuzz_artifact.py --cases 100000` is the long run."
+"A few seconds of artifact fuzzing; `python tests/fuzz_artifact.py --cases 100000` is the long run."
 import json
 
 import pytest
@@ -13,10 +13,10 @@ def test_no_changed_file_does_harm(short):
     assert short['cases'] > 300 and short['failures'] == []
 
 
-def test_half_of_them_have_a_right_checksum(short): assert short['resealed'] >= short['cases']/2
+def test_half_of_them_have_a_correct_checksum(short): assert short['resealed'] >= short['cases']/2
 
 
-def test_memory_stays_below_four_times_the_honest_size(short): assert short['worst_memory'] < 4
+def test_memory_stays_below_four_times_that_of_the_valid_file(short): assert short['worst_memory'] < 4
 
 
 def test_the_record_of_the_long_run():

@@ -1,4 +1,4 @@
-"Shards, corpora, the cache and the loaders, against slow versions, real processes and recorded vectors."
+"Shards, corpora, cache, and loaders, against slow versions, real processes, and recorded vectors."
 import hashlib
 import json
 import signal
@@ -21,7 +21,7 @@ from golf_nb.data import (
     SequentialLoader,
     ShuffledLoader,
     TokenStream,
-    folder,
+    folder_corpus,
     get_dataset,
     overlap,
     read_shard,
@@ -36,7 +36,7 @@ same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixtur
 
 
 def one_line(error):
-    "The message of a refused call; a message is one line."
+    "The message of an error, which must be one line."
     assert '\n' not in str(error.value)
     return str(error.value)
 
@@ -45,7 +45,7 @@ def one_line(error):
 
 @given(tokens_of_a_shard)
 @same_folder
-def test_a_shard_comes_back(tmp_path, tokens):
+def test_a_shard_round_trips(tmp_path, tokens):
     write_shard(tmp_path/'a.bin', tokens)
     raw = (tmp_path/'a.bin').read_bytes()
     assert np.frombuffer(raw[:1024], '<i4').tolist() == [20240520, 1, len(tokens)] + 253*[0]
@@ -72,7 +72,7 @@ def test_a_changed_header_is_refused(tmp_path, tokens, at, value):
 
 @given(tokens_of_a_shard, st.integers(-300, 5).filter(bool))
 @same_folder
-def test_a_file_of_another_length_is_refused(tmp_path, tokens, change):
+def test_a_file_of_the_wrong_size_is_refused(tmp_path, tokens, change):
     write_shard(tmp_path/'a.bin', tokens)
     raw = (tmp_path/'a.bin').read_bytes()
     (tmp_path/'a.bin').write_bytes(raw[:change] if change < 0 else raw + bytes(change))
@@ -80,12 +80,12 @@ def test_a_file_of_another_length_is_refused(tmp_path, tokens, change):
 
 
 @pytest.mark.parametrize('tokens', [[], [-1], [65_536], [.5], [[1, 2]], ['a'], np.array([True])])
-def test_what_is_not_tokens_is_not_written(tmp_path, tokens):
+def test_only_token_ids_are_written(tmp_path, tokens):
     with pytest.raises(DataError, match='tokens'): write_shard(tmp_path/'a.bin', np.array(tokens))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_paths_that_are_no_shard(tmp_path):
+def test_paths_that_are_not_shards(tmp_path):
     with pytest.raises(DataError, match='absent.bin'): read_shard(tmp_path/'absent.bin')
     with pytest.raises(DataError, match='not a file'): read_shard(tmp_path)
     with pytest.raises(DataError, match='create it first'): write_shard(tmp_path/'no'/'a.bin', [1])
@@ -125,19 +125,19 @@ def test_another_version_of_the_corpus_is_refused(tmp_path, monkeypatch):
        st.integers(2, 30))
 @same_folder
 def test_a_folder_is_split_by_content(tmp_path, texts, val_every):
-    "Disjoint, complete, blind to names; copies stay together."
+    "Disjoint, complete, independent of names; copies stay together."
     path = tmp_path/hashlib.sha256(repr(texts).encode()).hexdigest()
     path.mkdir(exist_ok=True)
     for i, text in enumerate(texts): (path/f'{i:03}.txt').write_bytes(text.encode())
     if len(set(texts)) == 1:
-        with pytest.raises(DataError, match='one text'): folder(path, val_every)
+        with pytest.raises(DataError, match='one text'): folder_corpus(path, val_every)
         return
-    corpus = folder(path, val_every)
+    corpus = folder_corpus(path, val_every)
     train, val = ([d.text for d in part] for part in (corpus.train, corpus.val))
     assert sorted(train + val) == sorted(texts) and not set(train) & set(val)
     assert len(set(val)) == max(1, len(set(texts)) // val_every)
     for i in range(len(texts)): (path/f'{i:03}.txt').rename(path/f'x{i:03}.txt')
-    renamed = folder(path, val_every)
+    renamed = folder_corpus(path, val_every)
     assert ([d.text for d in renamed.train], sorted(d.text for d in renamed.val)) == (train, sorted(val))
     for file in path.iterdir(): file.unlink()
 
@@ -146,7 +146,7 @@ def test_a_folder_is_split_by_content(tmp_path, texts, val_every):
 def test_a_bad_file_is_named(tmp_path, content, field):
     for name in 'ab': (tmp_path/f'{name}.txt').write_text(f'text {name}')
     (tmp_path/'bad.txt').write_bytes(content)
-    with pytest.raises(DataError, match=field) as error: folder(tmp_path)
+    with pytest.raises(DataError, match=field) as error: folder_corpus(tmp_path)
     assert 'bad.txt' in one_line(error)
 
 
@@ -154,7 +154,7 @@ words_of_a_text = st.lists(st.sampled_from('abc'), min_size=4, max_size=12)
 
 
 @given(st.lists(words_of_a_text, min_size=2, max_size=5), st.integers(1, 4))
-def test_overlap_is_what_sets_say(documents, words):
+def test_overlap_equals_a_count_with_sets(documents, words):
     texts = [Document(str(i), ' '.join(d)) for i, d in enumerate(documents)]
     runs = lambda d: [tuple(d[i:i + words]) for i in range(len(d) - words + 1)]
     known = {run for d in documents[1:] for run in runs(d)}
@@ -196,7 +196,7 @@ def start(texts, cache, marks, seconds):
 
 
 def finish(process):
-    "What the process printed; it must end well."
+    "The output of a process, which must succeed."
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
@@ -207,7 +207,7 @@ def visible(cache): return [p for p in cache.iterdir() if not p.name.startswith(
 
 
 def wait_for(condition):
-    "Wait until another process has come so far."
+    "Wait for another process."
     limit = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < limit
@@ -216,10 +216,10 @@ def wait_for(condition):
 
 def test_processes_that_start_together_share_one_build(texts, tmp_path):
     cache, marks = tmp_path/'cache', tmp_path/'marks'
-    said = {finish(p) for p in [start(texts, cache, marks, .5) for _ in range(4)]}
-    assert len(said) == 1 and built(marks) == 1
+    outputs = {finish(p) for p in [start(texts, cache, marks, .5) for _ in range(4)]}
+    assert len(outputs) == 1 and built(marks) == 1
     found = get_dataset(str(texts), 300, cache)
-    assert said.pop().split()[:2] == [found.fingerprint, found.tokenizer.fingerprint]
+    assert outputs.pop().split()[:2] == [found.fingerprint, found.tokenizer.fingerprint]
     assert len(visible(cache)) == 1 and not list(cache.glob('.*building*'))
 
 
@@ -227,7 +227,7 @@ def test_a_killed_builder_leaves_nothing_half_built(texts, tmp_path):
     cache, marks = tmp_path/'cache', tmp_path/'marks'
     process = start(texts, cache, marks, 60)
     wait_for(lambda: built(marks))
-    waiting = start(texts, cache, tmp_path/'marks2', 0)              # queues for the lock of the doomed one
+    waiting = start(texts, cache, tmp_path/'marks2', 0)        # waits for the lock of the one that is killed
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert visible(cache) == [] or built(tmp_path/'marks2')
@@ -263,7 +263,7 @@ def test_a_second_call_builds_nothing(texts, tmp_path, monkeypatch):
     assert data.cache_folder() == tmp_path/'xdg'/'golf_nb'
 
 
-def test_other_texts_are_another_dataset(texts, tmp_path):
+def test_different_texts_give_a_different_dataset(texts, tmp_path):
     first = get_dataset(str(texts), 300, tmp_path/'cache')
     (texts/'new.txt').write_text('One message more.')
     assert len({first.fingerprint, get_dataset(str(texts), 300, tmp_path/'cache').fingerprint,
@@ -277,7 +277,7 @@ def test_the_tokenizer_never_sees_validation_text(texts, tmp_path, monkeypatch):
         seen.extend(documents)
         return real(documents, vocab)
     monkeypatch.setattr(data, 'train_tokenizer', watched)
-    found, corpus = get_dataset(str(texts), 300, tmp_path/'cache'), folder(texts)
+    found, corpus = get_dataset(str(texts), 300, tmp_path/'cache'), folder_corpus(texts)
     assert sorted(seen) == sorted(d.text for d in corpus.train)
     encoded = lambda part: np.concatenate([found.tokenizer.encode_document(d.text) for d in part])
     assert np.array_equal(np.concatenate([read_shard(p) for p in found.train]), encoded(corpus.train))
@@ -295,7 +295,7 @@ def test_long_text_goes_into_several_shards(texts, tmp_path, monkeypatch):
     assert np.array_equal(tape.read(0, tape.total), read_shard(whole.train[0]))
 
 
-def test_damage_to_a_dataset_is_found(texts, tmp_path):
+def test_damage_to_a_dataset_is_detected(texts, tmp_path):
     found = get_dataset(str(texts), 300, tmp_path/'cache')
     path, other = found.train[0].parent, found.tokenizer
     def refused(match):
@@ -352,7 +352,7 @@ def test_public_folders(texts, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    "A stand-in for huggingface_hub, and the list of what was asked of it."
+    "A mock of huggingface_hub, and the list of files requested from it."
     asked = []
     names = [f'root/datasets/fineweb10B_sp1024/fineweb_{name}.bin'
              for name in ('train_000000', 'train_000001', 'train_000002', 'val_000000')]
@@ -399,7 +399,7 @@ rows = st.integers(1, 4)
 
 @given(sizes, rows, st.integers(0, 40))
 @same_folder
-def test_sequential_loader_is_a_walk(shards, size, rows, calls):
+def test_sequential_loader_equals_a_slow_one(shards, size, rows, calls):
     "Against a version that takes one token at a time from a list."
     size['tokens'] = rows*size['seq_len']*size['world']*size['accum']
     tape = [t for path in shards for t in read_shard(path).tolist()]           # a loader sorts by name
@@ -415,7 +415,7 @@ def test_sequential_loader_is_a_walk(shards, size, rows, calls):
 
 
 class SlowShuffle:
-    "The rules of #1493, written from the specification, without care for speed."
+    "The rules of #1493, written from the specification, not for speed."
     def __init__(self, paths, seq_len, rank, world):
         self.shards = [read_shard(p).tolist() for p in paths][rank::world]
         self.seq_len, self.rng, self.queues = seq_len, np.random.Generator(np.random.PCG64(rank)), None
@@ -452,7 +452,7 @@ kinds, calls_made = st.sampled_from(['sequential', 'shards', 'windows']), st.int
 
 @given(kinds, sizes, rows, calls_made, calls_made)
 @same_folder
-def test_a_restored_loader_goes_on_exactly(shards, kind, size, rows, before, earlier):
+def test_a_restored_loader_continues_exactly(shards, kind, size, rows, before, earlier):
     size['tokens'] = rows*size['seq_len']*size['world']*size['accum']
     make = lambda r: SequentialLoader(shards, rank=r, **size) if kind == 'sequential' else \
         ShuffledLoader(shards, rank=r, share=kind, **size)
@@ -494,7 +494,7 @@ def test_shared_windows_survive_another_number_of_processes(shards, old, new, se
 @given(layouts, layouts, st.integers(1, 8), st.integers(0, 12), st.integers(1, 12))
 @same_folder
 def test_the_tape_survives_another_number_of_processes(shards, old, new, seq_len, steps, more):
-    "No token between the two runs is read twice or left out."
+    "No token is read twice or skipped between the two runs."
     tokens, tape = 6*seq_len, np.concatenate([read_shard(p) for p in shards])
     def run(layout, steps, state=None):
         world, accum = layout
@@ -524,7 +524,7 @@ def test_wrong_sizes_are_named(shards, kind, change, field):
     one_line(error)
 
 
-def test_shards_that_do_not_suffice(shards, tmp_path):
+def test_too_few_tokens_or_shards(shards, tmp_path):
     for kind in (SequentialLoader, ShuffledLoader):
         with pytest.raises(DataError, match='no shards'): kind([], tokens=8, seq_len=8)
         with pytest.raises(DataError, match='absent'): kind([tmp_path/'absent'], tokens=8, seq_len=8)
@@ -536,7 +536,7 @@ def test_shards_that_do_not_suffice(shards, tmp_path):
     with pytest.raises(DataError, match="='windows'"): ShuffledLoader(shards, tokens=48, seq_len=8, world=6)
 
 
-def test_states_of_others_are_refused(shards):
+def test_states_of_other_loaders_are_refused(shards):
     sequential = SequentialLoader(shards, tokens=16, seq_len=8)
     shuffled = ShuffledLoader(shards, tokens=16, seq_len=8)
     bad = [(sequential, shuffled.state()), (shuffled, sequential.state()), (sequential, {}),
@@ -604,9 +604,9 @@ def test_unigram_is_the_entropy(text):
 
 
 def test_a_tokenizer_is_found_by_its_size(texts, tmp_path):
-    "Two tokenizers beside the shards: the one that was asked for is taken."
+    "Two tokenizers beside the shards: the requested one is used."
     found = get_dataset(str(texts), 300, tmp_path/'cache')
-    other = data.train_tokenizer([d.text for d in folder(texts).train], 290)
+    other = data.train_tokenizer([d.text for d in folder_corpus(texts).train], 290)
     public = tmp_path/'both'
     public.mkdir()
     write_shard(public/'x_train_0.bin', read_shard(found.train[0]))

@@ -1,4 +1,4 @@
-"Quantizers against the originals' recordings, a slow witness, and laws that hold for any matrix."
+"Quantizers against the originals' recordings, a slow reference, and properties of any matrix."
 import math
 from dataclasses import replace
 from functools import partial
@@ -16,17 +16,17 @@ from golf_nb.gptq import (
     READERS,
     add_damping,
     calibrate,
-    collect,
-    collect_linears,
+    collect_hessians,
+    collect_linear_hessians,
     compensated_codes,
     feedback,
-    one_step,
+    generate_text,
     prune,
     quantize,
     quantize_linears,
     round_matrix,
+    single_step_codes,
     stored_grid,
-    write_text,
 )
 from golf_nb.model import build, compile_parts
 from golf_nb.presets import PRESETS, get
@@ -42,7 +42,7 @@ from golf_nb.quant import (
     to_codes,
 )
 
-# --- a slow witness -------------------------------------------------------------------------------------
+# --- a slow reference ----------------------------------------------------------------------------------
 
 def slow_gptq(w, steps, low, top, hessian, damping, act_order):
     "GPTQ column by column and row by row in float64, from its definition, with numpy alone."
@@ -75,7 +75,7 @@ def inputs(generator, samples, size, rank=5):
 @pytest.mark.parametrize('act_order', [False, True])
 @pytest.mark.parametrize('rows, size, block', [
     (3, 1, 128), (5, 17, 4), (4, 40, 128), (4, 40, 7), (2, 64, 16)])
-def test_blocks_give_what_the_definition_gives(rows, size, block, act_order):
+def test_blocks_equal_the_definition(rows, size, block, act_order):
     generator = torch.Generator().manual_seed(size + block)
     w, x = torch.randn(rows, size, generator=generator), inputs(generator, 300, size)
     if size > 20: x[:, [3, size - 1]] = 0      # dead inputs
@@ -89,7 +89,7 @@ def test_blocks_give_what_the_definition_gives(rows, size, block, act_order):
 
 
 def weighted(w, codes, steps, hessian):
-    "How far the outputs move, summed over rows."
+    "Output error, summed over rows."
     delta = (w - from_codes(codes, steps)).double()
     return ((delta @ hessian.double())*delta).sum().item()
 
@@ -97,7 +97,7 @@ def weighted(w, codes, steps, hessian):
 @pytest.mark.parametrize('bits', [2, 3, 4, 6])
 @pytest.mark.parametrize('size', [8, 40, 160])
 def test_feedback_lowers_the_error_of_the_outputs(size, bits):
-    "No theorem: each column is rounded for itself, so a single row can lose. Matrices of many rows do not."
+    "Not a theorem: GPTQ is greedy, so a single row can lose. Matrices of many rows do not."
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         w, x = torch.randn(64, size, generator=generator), inputs(generator, 4*size, size, rank=3)
@@ -136,7 +136,7 @@ def test_a_step_beyond_fp16_is_an_error(size):
 
 
 @given(seed=st.integers(0, 999), rows=st.integers(1, 5), size=st.integers(2, 40), bits=st.integers(3, 8))
-def test_of_several_percentiles_the_best_counts(seed, rows, size, bits):
+def test_the_best_percentile_is_chosen(seed, rows, size, bits):
     w = torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
     ends, grid = (.8, .9, 1.), Grid(bits)
     def errors(rounding):
@@ -147,14 +147,14 @@ def test_of_several_percentiles_the_best_counts(seed, rows, size, bits):
     torch.testing.assert_close(errors(Rounding(ends, 'matrix')).sum(), alone.sum(dim=1).amin())
 
 
-@pytest.mark.parametrize('hessian, said', [
+@pytest.mark.parametrize('hessian, message', [
     (torch.tensor([[1., 3.], [3., 1.]]), 'condition'),
     (torch.full((2, 2), math.inf), 'NaN or Inf'),
     (torch.zeros(2, 2), 'never reached'),
 ])
-def test_a_bad_hessian_is_an_error_with_the_tensors_name(hessian, said):
+def test_a_bad_hessian_is_an_error_that_names_the_tensor(hessian, message):
     with pytest.raises(QuantError, match='blocks.3.down') as caught: feedback(hessian, name='blocks.3.down')
-    assert said in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 def test_too_little_text_without_damping_is_refused():
@@ -167,7 +167,7 @@ def test_too_little_text_without_damping_is_refused():
 # --- a looped module that is not ours -------------------------------------------------------------------
 
 class Looped(nn.Module):
-    "Two layers that run six times, with a stream that grows; nothing of it is ours."
+    "Two layers that run six times, with a growing stream; a plain torch module."
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(48, 96), nn.Linear(96, 48)
@@ -184,7 +184,7 @@ def looped():
 
 
 def text_for(looped, batches=6, seed=0):
-    "Correlated inputs in batches, and others for judging."
+    "Batches of correlated inputs, and others for evaluation."
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(5, 48, generator=generator)
     x = torch.randn(batches + 2, 200, 5, generator=generator) @ mix
@@ -193,7 +193,7 @@ def text_for(looped, batches=6, seed=0):
 
 def test_its_hessian_is_the_sum_over_all_visits(looped):
     batches, _ = text_for(looped)
-    found, slow = collect_linears(looped, batches), {'first.weight': 0., 'second.weight': 0.}
+    found, slow = collect_linear_hessians(looped, batches), {'first.weight': 0., 'second.weight': 0.}
     visits = [torch.zeros(48, 48) for _ in range(6)]
     with torch.no_grad():
         for x in batches:
@@ -206,9 +206,9 @@ def test_its_hessian_is_the_sum_over_all_visits(looped):
     near = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-3)      # sums of many in fp32
     for name, total in slow.items(): near(found[name], total/len(batches))
     for visit in range(6):
-        one = collect_linears(looped, batches, (0.,)*visit + (1.,))
+        one = collect_linear_hessians(looped, batches, (0.,)*visit + (1.,))
         near(one['first.weight'], visits[visit])
-    mixed = collect_linears(looped, batches, (.5, 0., 2.))
+    mixed = collect_linear_hessians(looped, batches, (.5, 0., 2.))
     near(mixed['first.weight'], .5*visits[0] + 2*visits[2])
     assert not looped.first._forward_pre_hooks and looped.training
 
@@ -217,7 +217,7 @@ def test_gptq_over_all_visits_beats_one_visit_and_plain_rounding(looped):
     batches, unseen = text_for(looped)
     truth, apart, weights = looped(unseen).detach(), {}, looped.state_dict()
     for way, visits in {'plain': None, 'first': (1.,), 'all': ()}.items():
-        hessians = {} if visits is None else collect_linears(looped, batches, visits)
+        hessians = {} if visits is None else collect_linear_hessians(looped, batches, visits)
         rounding = Rounding() if visits is None else COMPENSATED
         stored = quantize_linears(looped, hessians, Grid(3), rounding)
         assert set(stored) == {'first.weight', 'second.weight'}
@@ -231,7 +231,7 @@ def test_linears_that_share_a_weight_count_together():
     a, b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
     b.weight = a.weight
     pair, x = nn.Sequential(a, b), torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    found = collect_linears(pair, [x])
+    found = collect_linear_hessians(pair, [x])
     y = a(x).detach()
     assert set(found) == {'0.weight'}
     torch.testing.assert_close(found['0.weight'], x.T @ x + y.T @ y)
@@ -241,7 +241,7 @@ def test_linears_that_share_a_weight_count_together():
 def test_a_linear_that_never_runs_is_named():
     module = nn.ModuleDict({'used': nn.Linear(4, 4), 'unused': nn.Linear(4, 4)})
     module.forward = lambda x: module['used'](x)
-    found = collect_linears(module, [torch.randn(30, 4)])
+    found = collect_linear_hessians(module, [torch.randn(30, 4)])
     with pytest.raises(QuantError, match='unused.weight: there is no Hessian'):
         quantize_linears(module, found)
 
@@ -253,7 +253,7 @@ SYSTEMS = 'cycle', 'hybrid', 'universal', 'replay', 'replay-s28', 'replay-s03', 
 
 @pytest.fixture(scope='module', params=SYSTEMS)
 def mini(request):
-    "A mini model with weights that matter, its recipe, and a little text."
+    "A mini model with nonzero weights, its recipe, and a little text."
     config, generator = get(request.param, 'mini'), torch.Generator().manual_seed(0)
     small = replace(config.quant.calibration, batches=2, length=12)
     model = build(config.model, seed=0)
@@ -302,12 +302,12 @@ def test_hessians_of_our_models_are_sums_over_visits():
         for reader in ['embed'] if name == 'head_in' else readers:
             seen.setdefault(reader, []).append(x.detach().flatten(0, 1).double())
     for tokens in text: model(tokens, see=see)
-    found = collect(model, text)
+    found = collect_hessians(model, text)
     assert set(found) == set(seen) and len(seen['blocks.2.q']) == 6 and len(seen['blocks.0.q']) == 2
     for name, parts in seen.items():
         slow = sum(x.T @ x for x in parts)/2
         torch.testing.assert_close(found[name].double(), slow, rtol=1e-4, atol=1e-5*slow.abs().max().item())
-    first = collect(model, text, visit_weights=(1.,))
+    first = collect_hessians(model, text, visit_weights=(1.,))
     assert torch.equal(first['blocks.0.q'], found['blocks.0.q'])      # it runs only once
     assert first['blocks.2.q'].trace() < found['blocks.2.q'].trace()
     flat = calibrate(model, Calibration(schedule='flat', batches=2, first_damping=.5), text)
@@ -317,10 +317,10 @@ def test_hessians_of_our_models_are_sums_over_visits():
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_compiled_model_is_measured_as_it_is():
     model, text = build(get('tiny').model, seed=0), torch.randint(2048, (1, 1, 20))
-    plain, written = collect(model, text), write_text(model, 2, 6, seed=0)
+    plain, written = collect_hessians(model, text), generate_text(model, 2, 6, seed=0)
     compile_parts(model)
-    for name, hessian in collect(model, text).items(): assert torch.equal(hessian, plain[name])
-    assert torch.equal(write_text(model, 2, 6, seed=0), written) and model.training
+    for name, hessian in collect_hessians(model, text).items(): assert torch.equal(hessian, plain[name])
+    assert torch.equal(generate_text(model, 2, 6, seed=0), written) and model.training
 
 
 def test_the_default_recipe_is_convert():
@@ -339,7 +339,7 @@ def test_no_text_no_hessian_no_size_are_errors():
     with pytest.raises(QuantError, match='at least one batch'): quantize(model, recipe)
     with pytest.raises(QuantError, match='embed: there is no Hessian'):
         quantize(model, recipe, hessians={'other': torch.eye(1)})
-    wrong = collect(model, torch.zeros(1, 1, 8, dtype=torch.long))
+    wrong = collect_hessians(model, torch.zeros(1, 1, 8, dtype=torch.long))
     with pytest.raises(QuantError, match=r'a Hessian \(3, 3\)'):
         quantize(model, recipe, hessians=wrong | {'blocks.0.q': torch.eye(3)})
     with pytest.raises(QuantError, match='prune_bytes'): quantize(model, QuantConfig(prune_bytes=1))
@@ -348,15 +348,15 @@ def test_no_text_no_hessian_no_size_are_errors():
         quantize(model, QuantConfig(min_numel=100))
 
 
-def test_text_of_its_own_depends_on_the_seed_alone():
+def test_generated_text_depends_only_on_the_seed():
     model = build(get('replay-s03', 'mini').model, seed=0)
-    texts = [write_text(model, 3, 10, seed, group=group) for seed, group in ((0, 8), (0, 8), (1, 8))]
+    texts = [generate_text(model, 3, 10, seed, group=group) for seed, group in ((0, 8), (0, 8), (1, 8))]
     assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
     assert texts[0].shape == (3, 10) and 0 <= texts[0].min() and texts[0].max() < 1024
 
 
 @given(data=st.data(), rows=st.integers(1, 4), size=st.integers(1, 6), target=st.integers(0, 24))
-def test_pruning_takes_as_few_of_the_cheapest_as_it_can(data, rows, size, target):
+def test_pruning_zeroes_as_few_cheap_codes_as_possible(data, rows, size, target):
     cells = data.draw(st.lists(st.integers(-2, 2), min_size=rows*size, max_size=rows*size))
     steps = data.draw(st.lists(st.sampled_from([.1, .2, .3]), min_size=rows, max_size=rows))
     part = Codes(torch.tensor(cells, dtype=torch.int8).view(rows, size), torch.tensor(steps).half(), 6)
@@ -370,9 +370,9 @@ def test_pruning_takes_as_few_of_the_cheapest_as_it_can(data, rows, size, target
     if gone.any() and (ones & ~gone).any(): assert cost[gone].max() <= cost[ones & ~gone].min()
 
 
-def test_a_tensor_that_is_no_matrix_has_one_step():
+def test_a_tensor_that_is_not_a_matrix_has_one_step():
     for shape in ((), (1,), (7,), (2, 3, 4)):
-        part = one_step(torch.ones(shape)*.5, 8)
+        part = single_step_codes(torch.ones(shape)*.5, 8)
         assert part.codes.shape == shape and (part.codes == 127).all() and part.steps.ndim == 0
         torch.testing.assert_close(part.weights(), torch.ones(shape)*.5)
 

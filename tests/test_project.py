@@ -1,4 +1,4 @@
-"The notebooks run, the package is what they export, and the house around them is in order."
+"The notebooks run, the package matches their export, and the project files are consistent."
 import filecmp
 import json
 import os
@@ -26,7 +26,7 @@ MACHINE_PATH = re.compile(r'(?<![\w.])/(work|root|home|tmp|Users|var/folders|pri
 
 @each_notebook
 def test_notebook_runs(notebook):
-    "`nbdev_test` of nothing is green too, so its word is asked for."
+    "`nbdev_test` also passes if it finds nothing, so require its success message."
     assert 'Success' in run('nbdev_test', '--path', notebook, '--n_workers', '0', timeout=TIME_LIMIT)
 
 
@@ -49,7 +49,7 @@ def output_texts(cell):
 
 
 def machine_paths(root):
-    "Paths of the author's machine in what a notebook shows."
+    "Paths of the author's machine in stored outputs."
     return [f'{path.name}: {found[0]}' for path in notebooks(root) for cell in cells(path)
             for text in output_texts(cell) if (found := MACHINE_PATH.search(text))]
 
@@ -153,7 +153,7 @@ def shown(kind, text): return dict(output_type='display_data', data={kind: [text
     (stored_errors, plant(printed('UserWarning: ..', name='stderr'))),
     (stored_errors, plant(dict(output_type='error', ename='KeyError', evalue='x', traceback=[]))),
 ])
-def test_a_planted_fault_is_found(guard, fault, small_book):
+def test_a_planted_fault_is_detected(guard, fault, small_book):
     fault(small_book)
     assert len(guard(small_book)) == 1
 
@@ -170,16 +170,16 @@ def test_a_failing_notebook_fails(small_book):
 
 
 def test_run_stores_what_the_cells_show(small_book, monkeypatch, capfd):
-    from golf_nb.book import run_apart
+    from golf_nb.book import run_in_processes
     good = write_notebook(small_book/'nbs'/'01_good.ipynb', '6 * 7', '#| slow\n1 / 0')
     bad = write_notebook(small_book/'nbs'/'02_bad.ipynb', '1 / 0')
     before = bad.read_bytes()
     monkeypatch.chdir(ROOT)
-    assert run_apart([good, bad], [], 2) == 1
+    assert run_in_processes([good, bad], [], 2) == 1
     assert [''.join(output['data']['text/plain']) for output in cells(good)[0]['outputs']] == ['42']
     assert bad.read_bytes() == before
     assert '02_bad.ipynb: cell 1 (cell0) raised ZeroDivisionError: division by zero' in capfd.readouterr().err
-    assert run_apart([good], ['slow'], 1) == 1
+    assert run_in_processes([good], ['slow'], 1) == 1
 
 
 def test_book_outside_a_project_is_refused_in_one_line(tmp_path):
@@ -195,8 +195,8 @@ def test_readme_is_what_the_index_says(monkeypatch):
     assert [path.name for path in readme(check=True)] == [], 'run: make readme'
 
 
-def test_a_readme_changed_by_hand_is_found(small_book):
-    "In a process of its own, because nbdev remembers the first settings.ini it has read."
+def test_a_readme_edited_by_hand_is_detected(small_book):
+    "In its own process, because nbdev caches the first settings.ini it reads."
     write_notebook(small_book/'nbs'/'index.ipynb', '# low\n\n> Low.', '1 + 1')
     command = [sys.executable, '-P', '-m', 'golf_nb.book', 'readme']   # -P: not the golf_nb of the small book
     assert 'wrote README.md' in run(*command, cwd=small_book)
@@ -254,8 +254,8 @@ def test_an_old_python_is_refused_in_one_line(tmp_path):
     old.chmod(0o755)
     for python, word in ((old, 'is 3.10'), (tmp_path/'none', 'there is no')):
         lines = run('make', f'PYTHON={python}', f'VENV={tmp_path}/venv', 'test', code=2).strip().splitlines()
-        told = [line for line in lines if not line.startswith('make')]
-        assert len(told) == 1 and 'needs Python 3.11 or newer' in told[0] and word in told[0]
+        messages = [line for line in lines if not line.startswith('make')]
+        assert len(messages) == 1 and 'needs Python 3.11 or newer' in messages[0] and word in messages[0]
 
 
 def test_ci_runs_make_test():

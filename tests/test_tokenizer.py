@@ -1,4 +1,4 @@
-"The bytes that a token is worth, against the decoder, the normalizer and the stored tables of five systems."
+"The bytes of a token, against the decoder, the normalizer, and the recorded tables of five systems."
 import subprocess
 import sys
 from importlib.resources import files
@@ -92,11 +92,11 @@ def test_every_character_is_counted():
 
 @pytest.mark.parametrize('text', VALID, ids=range(len(VALID)))
 def test_validation_documents(text):
-    "Nothing in them is folded: normalization changes white space only."
+    "Normalization changes only their white space."
     assert TABLE.total(TOKENIZER.encode_document(text)) == len(' '.join(text.split()).encode())
 
 
-def test_a_token_is_worth_what_the_decoded_text_grows_by():
+def test_token_bytes_equal_the_growth_of_the_decoded_text():
     ids = TOKENIZER.encode_document(''.join(c for c in VALID[0][:1500] if c.isascii()))
     lengths = [len(TOKENIZER.decode(ids[:i])) for i in range(1, len(ids) + 1)]
     assert TABLE.token_bytes(ids[1:], ids[:-1]).tolist() == np.diff(lengths).tolist()
@@ -168,13 +168,13 @@ def stored_tables():
 
 
 def stored(file):
-    "Load a reference file, or skip where there is none."
+    "Load a reference file, or skip if there is none."
     if not (REFERENCE/file).exists(): pytest.skip('reference vectors are not here')
     return np.load(REFERENCE/file)
 
 
 @pytest.mark.parametrize('file, prefix, model, fields', list(stored_tables()))
-def test_equals_the_stored_table(file, prefix, model, fields):
+def test_equals_the_recorded_table(file, prefix, model, fields):
     z = stored(file)
     theirs = [z[prefix + field] for field in fields]
     ours = ByteTable.of(Tokenizer(z[model].tobytes()), len(theirs[0]))
@@ -182,7 +182,7 @@ def test_equals_the_stored_table(file, prefix, model, fields):
         assert mine.dtype == column.dtype and np.array_equal(mine, column)
 
 
-def test_stored_stream_of_1493():
+def test_recorded_stream_of_1493():
     z = stored('pr1493/sp_luts.npz')
     tokenizer, tokens = Tokenizer(z['model_proto'].tobytes()), z['token_ids']
     table = ByteTable.of(tokenizer, int(z['vocab_size_arg']))
@@ -194,7 +194,7 @@ def test_stored_stream_of_1493():
 
 
 @pytest.mark.parametrize('pr', [341, 927])
-def test_stored_stream_with_unknown_eos_and_pad(pr):
+def test_recorded_stream_with_unknown_eos_and_pad(pr):
     z = stored(f'pr{pr}/bpb.npz')
     table, tokens = ByteTable.of(Tokenizer(z['sp_model'].tobytes())), z['val_tokens_used']
     assert np.array_equal(table.token_bytes(tokens[1:], tokens[:-1]), z['token_bytes'])
