@@ -6,7 +6,7 @@
 __all__ = ['COMPRESSORS', 'PACKING_BLOCK', 'CODECS', 'LEVELS', 'SEEN', 'PRIOR', 'BATCH', 'MAX_WORK', 'ENTROPY', 'MAGIC',
            'MAX_FILE', 'MAX_HEADER', 'MAX_ELEMENTS', 'STEPS_CODEC', 'CODES_KEYS', 'VALUES_KEYS', 'STREAM_KEYS',
            'FLOATS', 'DECODER', 'entropy_bits', 'ArtifactError', 'Part', 'Codec', 'choose_codecs', 'write_atomically',
-           'save', 'read_header', 'load', 'ledger', 'by_group', 'draw_ledger', 'decoder_bytes', 'what_fits', 'main']
+           'save', 'read_header', 'load', 'ledger', 'by_group', 'decoder_bytes', 'what_fits', 'main']
 
 # %% ../nbs/12_artifact.ipynb #434ab13b
 import argparse
@@ -28,13 +28,10 @@ from pathlib import Path
 
 import brotli
 import constriction
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 import zstandard
 from jaxtyping import Int
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from .quant import Codes, Grid
@@ -822,7 +819,7 @@ def _shares(total: int, sizes: list[int]) -> list[int]:
 def ledger(
     path: str | Path,        # an artifact
     code_bytes: int = 0,     # of the program that reads it, where that is counted
-) -> pd.DataFrame:           # one row per tensor, then header, code, and total
+) -> list[dict]:             # a row for each tensor, then header, code, and total; a cell may be missing
     "Account for every byte of an artifact."
     header, parts = read_header(path), load(path)
     rows = []
@@ -831,7 +828,7 @@ def ledger(
         coded = isinstance(part, Codes)
         rows.append({'tensor': entry['name'], 'elements': math.prod(entry['shape']),
                      'bits': part.bits if coded else 8*part.element_size(),
-                     'entropy': entropy_bits(part.codes) if coded else float('nan'), 'codec': '',
+                     'entropy': entropy_bits(part.codes) if coded else None, 'codec': '',
                      'coded bytes': 0, 'step bytes': 0})
     for stream in header['streams']:
         tensors = stream['tensors']
@@ -842,37 +839,22 @@ def ledger(
     spent = sum(stream['bytes'] for stream in header['streams'])
     rows.append({'tensor': 'header and checksum', 'coded bytes': Path(path).stat().st_size - spent})
     if code_bytes: rows.append({'tensor': 'code', 'coded bytes': code_bytes})
-    names = ['tensor', 'elements', 'bits', 'entropy', 'codec', 'coded bytes', 'step bytes']
-    table = pd.DataFrame(rows, columns=names)
-    total = {name: table[name].sum() for name in ('elements', 'coded bytes', 'step bytes')}
-    return pd.concat([table, pd.DataFrame([{'tensor': 'total', **total}])], ignore_index=True)
+    total = {name: sum(row.get(name, 0) for row in rows) for name in ('elements', 'coded bytes', 'step bytes')}
+    return [*rows, {'tensor': 'total', **total}]
 
 # %% ../nbs/12_artifact.ipynb #dce8a968
 def by_group(
-    table: pd.DataFrame,     # of `ledger`
-) -> pd.Series:              # bytes of each group of tensors, largest first
+    table: list[dict],       # of `ledger`
+) -> dict[str, int]:         # bytes of each group of tensors, largest first
     "Sum a ledger by what tensors are for."
     def group(name):
         if name.startswith('blocks.'): return 'MLP' if name.endswith(('up', 'down')) else 'attention'
         return 'embedding' if name in ('embed', 'head') else name.split('.')[0]
-    parts = table[table.tensor != 'total']
-    spent = parts['coded bytes'] + parts['step bytes'].fillna(0)
-    return spent.groupby(parts.tensor.map(group)).sum().astype(int).sort_values(ascending=False)
-
-
-def draw_ledger(
-    table: pd.DataFrame,     # of `ledger`
-) -> Figure:
-    "Draw what each group of tensors costs."
-    groups = by_group(table)[::-1]
-    figure, axes = plt.subplots(figsize=(6, 0.5 + 0.35*len(groups)), layout='constrained')
-    bars = axes.barh(groups.index, groups/1000)
-    axes.bar_label(bars, [f'{size:,}' for size in groups], padding=3, fontsize=8)
-    share = 100*groups.iloc[-1]/groups.sum()
-    axes.set(xlabel='kB', xlim=(0, groups.max()/1000*1.15),
-             title=f'{groups.sum():,} bytes: {groups.index[-1]} takes {share:.0f} %')
-    axes.spines[['top', 'right']].set_visible(False)
-    return figure
+    found = {}
+    for row in table[:-1]:                       # the last one is the total
+        name = group(row['tensor'])
+        found[name] = found.get(name, 0) + row['coded bytes'] + row.get('step bytes', 0)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 # %% ../nbs/12_artifact.ipynb #5c27efef
 DECODER = (_prior, _Reader, _Tables, _code_batch, _blocks, _block, _guess, _code_rows, _checked, _factorize,
@@ -917,7 +899,7 @@ def what_fits(
     "Say what would bring an artifact below a cap, from its codes alone."
     size = Path(path).stat().st_size + code_bytes
     if size <= cap: return []
-    spent = ledger(path).set_index('tensor')['coded bytes']
+    spent = {row['tensor']: row['coded bytes'] for row in ledger(path)}
     coded = {name: part for name, part in load(path).items() if isinstance(part, Codes)}
     if not coded: return ['no tensor is quantized: put the largest ones on a grid']
     def then(names, factor=1., fewer=0):
@@ -943,6 +925,17 @@ def _new_rules(path: str | Path, factor: float) -> str:
     return ', '.join(f'clip_k {k:g} -> {k*factor:.4g}' for k in ks) or 'a coarser scale'
 
 # %% ../nbs/12_artifact.ipynb #435bf726
+def _printed(table: list[dict]) -> str:
+    "Write a ledger in columns."
+    def shown(value):
+        if value is None: return ''
+        return value if isinstance(value, str) else f'{value:,}' if isinstance(value, int) else f'{value:,.3f}'
+    names = list(table[0])
+    cells = [names] + [[shown(row.get(name)) for name in names] for row in table]
+    wide = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return '\n'.join(' '.join(cell.rjust(w) for cell, w in zip(line, wide, strict=True)) for line in cells)
+
+
 def main():
     "Print the byte ledger of an artifact."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.artifact',
@@ -955,11 +948,10 @@ def main():
     chosen = parser.parse_args()
     try: table = ledger(chosen.file, chosen.code_bytes)
     except ArtifactError as error: raise SystemExit(f'error: {error}') from None
-    counts = {name: '{:,.0f}'.format for name in ('elements', 'bits', 'coded bytes', 'step bytes')}
-    shown = {name: lambda x, f=f: '' if pd.isna(x) else f(x) for name, f in counts.items()}
-    print(table.to_string(index=False, na_rep='', float_format='{:,.3f}'.format, formatters=shown))
-    bound = (table.elements*table.entropy).sum()/8
-    coded = table['coded bytes'][table.entropy.notna()].sum()
+    print(_printed(table))
+    coded = [row for row in table if row.get('entropy') is not None]
+    bound = sum(row['elements']*row['entropy'] for row in coded)/8
+    coded = sum(row['coded bytes'] for row in coded)
     if bound: print(f'codes: {coded:,.0f} bytes, {coded/bound:.4f} of their order-0 entropy of {bound:,.0f}')
     print(f'the entropy coder needs {decoder_bytes():,} bytes of code in its reader, not counted here')
     size = chosen.file.stat().st_size + chosen.code_bytes
