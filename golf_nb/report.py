@@ -54,7 +54,7 @@ def circumstances() -> dict:        # versions, commit, machine
 def read_log(
     path: Path,            # log.jsonl
 ) -> list[dict]:           # its lines, in order
-    "Read a log; a last line that was cut short is left out."
+    "Read a log, leaving out a last line that was cut short."
     lines = path.read_text().splitlines() if path.exists() else []
     found = []
     for i, line in enumerate(lines):
@@ -216,9 +216,9 @@ def smallest_effect(
     sd: float,               # standard deviation of the differences, or of the values
     n: int,                  # seeds
     power: float = 0.8,      # probability that the effect is seen
-    alpha: float = 0.05,     # probability, two-sided, that none is seen as one
+    alpha: float = 0.05,     # probability, two-sided, of seeing an effect where there is none
 ) -> float:                  # true mean, in the unit of `sd`; infinite where n = 1
-    "Compute the smallest effect that so many seeds would have seen."
+    "Compute the smallest effect that this many seeds would have seen."
     if n < 2: return math.inf
     if sd == 0: return 0.
     limit = stats.t.ppf(1 - alpha/2, n - 1)
