@@ -835,6 +835,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'golf_nb.plots.draw_seeds': ('plots.html#draw_seeds', 'golf_nb/plots.py'),
                                'golf_nb.plots.entitle': ('plots.html#entitle', 'golf_nb/plots.py'),
                                'golf_nb.plots.markdown_table': ('plots.html#markdown_table', 'golf_nb/plots.py'),
+                               'golf_nb.plots.plain_ticks': ('plots.html#plain_ticks', 'golf_nb/plots.py'),
                                'golf_nb.plots.style': ('plots.html#style', 'golf_nb/plots.py'),
                                'golf_nb.plots.use_style': ('plots.html#use_style', 'golf_nb/plots.py')},
             'golf_nb.presets': { 'golf_nb.presets.Card': ('presets.html#card', 'golf_nb/presets.py'),

@@ -256,7 +256,7 @@ def scores(
 
 def _short(number: float) -> str:
     "Write a number with three digits; what is below a thousandth keeps four decimals."
-    return f'{round(number, 4) + 0.:.4f}' if abs(number) < 1e-3 else f'{number:.3g}'
+    return f'{round(number, 4) + 0.:.4f}' if abs(number) < 1e-3 else f'{number:#.3g}'
 
 
 def headline(

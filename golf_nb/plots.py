@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'SAME', 'OTHERS', 'MARKERS', 'STYLE', 'SENTENCE', 'NUMBERS', 'colors_of', 'style', 'use_style', 'entitle',
-           'cut_labels', 'markdown_table', 'draw_seeds']
+           'plain_ticks', 'cut_labels', 'markdown_table', 'draw_seeds']
 
 # %% ../nbs/00b_plots.ipynb #856d751d
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import AutoLocator, NullLocator
 
 # %% ../nbs/00b_plots.ipynb #e0c1eb1e
 COLORS = {
@@ -83,13 +85,24 @@ def entitle(
     sentence: str,            # to remember
     numbers: str = '',        # that it rests on
 ) -> None:
-    "Put a sentence above a figure and, smaller, its numbers; with several panels both stand at the top."
-    alone = len(figure.axes) == 1
-    lines = [_wrapped(sentence, figure, SENTENCE)]
-    if numbers and not alone: lines.append(_wrapped(numbers, figure, SENTENCE))
-    figure.suptitle('\n'.join(lines), x=0.01, ha='left', fontsize=SENTENCE)
-    if not (numbers and alone): return
-    figure.axes[0].set_title(_wrapped(numbers, figure, NUMBERS), loc='left', fontsize=NUMBERS, color='0.35')
+    "Put a sentence above a figure and, smaller, its numbers below the sentence; a new call replaces both."
+    for old in [part for part in figure.artists if part.get_gid() == 'numbers']: old.remove()
+    lines = _wrapped(numbers, figure, NUMBERS)
+    room = math.ceil((lines.count('\n') + 1)*NUMBERS/SENTENCE) if numbers else 0     # in lines of the sentence
+    title = figure.suptitle(_wrapped(sentence, figure, SENTENCE) + '\n'*room, x=0.01, ha='left', fontsize=SENTENCE)
+    if numbers: figure.add_artist(Annotation(lines, (0, 0), xycoords=title, va='bottom', fontsize=NUMBERS, color='0.35',
+                                             gid='numbers'))
+
+
+def plain_ticks(
+    axes: Axes,               # some of whose scales may be logarithmic
+) -> None:
+    "Write plain numbers at the ticks of a logarithmic axis that spans less than a factor of ten."
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() != 'log' or high > 10*low: continue
+        axis.set_major_locator(AutoLocator())
+        axis.set_major_formatter('{x:g}')
+        axis.set_minor_locator(NullLocator())
 
 # %% ../nbs/00b_plots.ipynb #f39b3a48
 def cut_labels(
@@ -131,8 +144,11 @@ def _draw_series(axes: Axes, values: Mapping, at: np.ndarray, bars: bool, **look
 
 
 def _label_x(axes: Axes, names: Sequence, by_name: bool):
-    "Write the names below an axis or, on a logarithmic one, the numbers that were tried instead of powers of ten."
-    if by_name: axes.set_xticks(range(len(names)), [textwrap.fill(name, max(7, 66//len(names))) for name in names])
+    "Write names below an axis or, on a logarithmic one, the numbers that were tried instead of powers of ten."
+    plain_ticks(axes)
+    if by_name:
+        axes.set_xticks(range(len(names)), [textwrap.fill(name, max(7, 66//len(names))) for name in names])
+        axes.set_xlim(-0.5, len(names) - 0.5)
     elif names and axes.get_xscale() == 'log':
         axes.set_xticks(names, names)
         axes.set_xticks([], minor=True)
