@@ -830,6 +830,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'golf_nb.plots': { 'golf_nb.plots._draw_series': ('plots.html#_draw_series', 'golf_nb/plots.py'),
                                'golf_nb.plots._label_x': ('plots.html#_label_x', 'golf_nb/plots.py'),
                                'golf_nb.plots._wrapped': ('plots.html#_wrapped', 'golf_nb/plots.py'),
+                               'golf_nb.plots._written': ('plots.html#_written', 'golf_nb/plots.py'),
                                'golf_nb.plots.colors_of': ('plots.html#colors_of', 'golf_nb/plots.py'),
                                'golf_nb.plots.cut_labels': ('plots.html#cut_labels', 'golf_nb/plots.py'),
                                'golf_nb.plots.draw_seeds': ('plots.html#draw_seeds', 'golf_nb/plots.py'),

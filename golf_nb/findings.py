@@ -376,7 +376,7 @@ def _draw_stretch(axes: Axes, grown: Mapping):
     axes.semilogy(depth, grown['typical_gain'], color=COLORS['float'], lw=1, label='typical gain')
 
 
-def _draw_row(row: Sequence[Axes], arm: str, records: Sequence[Mapping]):
+def _draw_row(row: np.ndarray, arm: str, records: Sequence[Mapping]):
     "Draw one arm: its errors on the left, its stretch on the right."
     for record in records:
         grown = record['measured']['error_growth']

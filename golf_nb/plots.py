@@ -11,7 +11,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import cycle
+from itertools import combinations, cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -105,21 +105,28 @@ def plain_ticks(
         axis.set_minor_locator(NullLocator())
 
 # %% ../nbs/00b_plots.ipynb #f39b3a48
+def _written(figure: Figure) -> list[tuple[str, object]]:
+    "List the texts of a figure that are no ticks, with their boxes."
+    ticks = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+             for label in axis.get_ticklabels(which='both')}
+    return [(text.get_text().strip(), text.get_window_extent()) for text in figure.findobj(Text)
+            if text.get_visible() and text.get_text() and text not in ticks and text.get_gid() != 'numbers']
+
+
 def cut_labels(
     figure: Figure,
-) -> list[str]:               # texts that leave the frame; ticks of an axis are named by its label
-    "Draw a figure and find labels that are cut off."
+) -> list[str]:               # texts; ticks of an axis are named by its label
+    "Draw a figure and find texts that leave the frame, and titles and labels that run into each other."
     figure.canvas.draw()
-    axes_of_ticks = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    ticks = {label for axis in axes_of_ticks for label in axis.get_ticklabels(which='both')}
-    found = [(text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
-             if text.get_visible() and text.get_text() and text not in ticks]
-    # an axis knows which of its ticks it draws
-    found += [(f'ticks of {axis.get_label_text()!r}', box) for axis in axes_of_ticks
-              if axis.get_visible() and (box := axis.get_tightbbox()) is not None]
     left, low, right, high = figure.bbox.padded(1).extents
-    return [name for name, box in found
-            if box.x0 < left or box.y0 < low or box.x1 > right or box.y1 > high]
+    written = _written(figure)
+    # an axis knows which of its ticks it draws
+    boxes = written + [(f'ticks of {axis.get_label_text()!r}', box) for axes in figure.axes
+                       for axis in (axes.xaxis, axes.yaxis)
+                       if axis.get_visible() and (box := axis.get_tightbbox()) is not None]
+    cut = [name for name, box in boxes if box.x0 < left or box.y0 < low or box.x1 > right or box.y1 > high]
+    crossed = [f'{a!r} runs into {b!r}' for (a, one), (b, other) in combinations(written, 2) if one.overlaps(other)]
+    return cut + crossed
 
 # %% ../nbs/00b_plots.ipynb #b78b035c
 def markdown_table(
