@@ -12,10 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 # %% ../nbs/00_schedule.ipynb #cb0876b6
 @dataclass(frozen=True)
 class Skip:
@@ -184,11 +180,13 @@ def from_json(
 # %% ../nbs/00_schedule.ipynb #f90dfa49
 def draw(
     schedule: Schedule,        # what to draw
-    axes: Axes | None = None,  # where; default: a new figure
+    axes=None,                 # matplotlib's; where; default: a new figure
     title: str = '',           # first line above the picture
-) -> Axes:                     # the axes drawn on
+):                             # the axes drawn on
     "Draw a schedule: virtual layers from left to right, physical blocks from bottom to top."
-    axes = axes or plt.figure(figsize=(3.2, 3)).gca()
+    if axes is None:
+        import matplotlib.pyplot as plt  # not above: whoever decodes a file needs a schedule and no pictures
+        axes = plt.subplots(figsize=(4, 3.2), layout='constrained')[1]
     for v, layer in enumerate(schedule):
         if layer.skip:
             line = '-' if layer.skip.site == 'before' else ':'
@@ -211,8 +209,9 @@ def draw(
 def draw_all(
     schedules: dict[str, Schedule],  # title and schedule of each panel
     width: float = 2.5,              # of a panel, inches
-) -> Figure:
+):                                   # the figure
     "Draw several schedules side by side."
+    import matplotlib.pyplot as plt
     size = (width*len(schedules), 2.9)
     figure, panels = plt.subplots(1, len(schedules), figsize=size, layout='constrained', squeeze=False)
     for panel, (title, schedule) in zip(panels[0], schedules.items(), strict=True):

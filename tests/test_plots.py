@@ -1,0 +1,66 @@
+"Every picture of the experiments and of a run: labels inside the frame, a sentence as its title."
+import sys
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import pytest
+from reading import ROOT, cells, source
+
+from golf_nb.findings import NOT_RUN, TOO_FEW, VERDICTS, all_pages
+from golf_nb.grid import read_grid
+from golf_nb.plots import cut_labels
+from golf_nb.presets import PRESETS
+from golf_nb.report import CONTRADICTED, SUPPORTED, UNDECIDED, draw_schedule
+
+FOLDER = ROOT/'nbs'/'experiments'
+PAGES = sorted(FOLDER.glob('e*.ipynb'))
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    "Run a page in this process; its figures."
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    def drawn(path):
+        names = {}
+        with plt.rc_context():
+            for cell in cells(path, 'code'): exec(compile(source(cell), path.name, 'exec'), names)
+            return [plt.figure(number) for number in plt.get_fignums()]
+    plt.close('all')
+    yield drawn
+    plt.close('all')
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.stem)
+def test_pictures_of_a_page(path, figures):
+    for figure in figures(path):
+        assert cut_labels(figure) == []
+        title = figure.get_suptitle().strip()
+        assert title and title.split(':')[0].lower() not in (SUPPORTED, CONTRADICTED, UNDECIDED, TOO_FEW)
+        assert figure.get_figwidth() == 6, 'text would be too small at 600 pixels'
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_schedule_of_a_run(name):
+    for scale in PRESETS[name].scales.values():
+        figure = draw_schedule(scale.model.schedule, name)
+        assert cut_labels(figure) == []
+        plt.close(figure)
+
+
+def test_each_verdict_has_its_title():
+    "Three sentences or none, all different; and none is a prediction in disguise."
+    titled = [expect for path in FOLDER.glob('e[0-9][0-9].json') for expect in read_grid(path)['expect'] if 'titles' in expect]
+    assert titled
+    for expect in titled:
+        assert set(expect['titles']) == {SUPPORTED, CONTRADICTED, UNDECIDED}, expect['say']
+        sentences = set(expect['titles'].values())
+        assert len(sentences) == 3 and not any(title.endswith('.') for title in sentences), expect['say']
+
+
+def test_a_title_follows_the_verdict():
+    "Turn the verdict of every prediction around: its title changes."
+    for page in all_pages(FOLDER, ROOT/'results'):
+        for finding in filter(lambda finding: finding.titles, page.findings):
+            assert len({replace(finding, verdict=verdict).sentence for verdict in VERDICTS[:3]}) == 3
+            assert replace(finding, verdict=NOT_RUN).sentence == 'Not run'
