@@ -20,11 +20,10 @@ def one(name, rounds, tokens, steps, recomputed=False):
     import torch
 
     from golf_nb.data import get_dataset
-    from golf_nb.model import flops_per_token, keep_memory, memory_bytes
+    from golf_nb.model import flops_per_token, memory_bytes
     from golf_nb.optim import Clock
     from golf_nb.presets import get
     from golf_nb.trainer import Process, prime, start, train_step
-    keep_memory()
     config = get(name)
     config = replace(config, steps=1000, recompute=recomputed, data=replace(config.data, batch_tokens=tokens))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024     # torch itself
@@ -55,7 +54,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=3, help='of a round')
     parser.add_argument('--tokens', type=int, default=16384, help='of a step')
-    parser.add_argument('--recompute', action='store_true', help='visits are computed again on the way back')
+    parser.add_argument('--recompute', action='store_true', help='recompute activations in the backward pass')
     parser.add_argument('--out', type=Path, help='write a record')
     parser.add_argument('--one', action='store_true', help='measure the first preset here, and print JSON')
     chosen = parser.parse_args()

@@ -37,7 +37,6 @@ class Conditioning(nn.Module):
     "Tables of everything that may differ between visits of a block."
     def __init__(self, schedule: Schedule, dim: int, heads: int):
         super().__init__()
-        self.modulate = film               # `compile_parts` swaps it for a compiled one
         rows, gains, films = (schedule.rows(table) for table in ('cond', 'gain', 'film'))
         self.attn_scale = nn.Parameter(torch.empty(rows, dim))
         self.mlp_scale = nn.Parameter(torch.empty(rows, dim))
@@ -54,11 +53,16 @@ class Conditioning(nn.Module):
         if not ln_scale: return row
         return row._replace(norm_scale=torch.tensor((layer.block + 1)**-0.5, dtype=torch.float64))
 
-    def film(self, x: Float[Tensor, "B T D"], layer: VirtualLayer) -> Float[Tensor, "B T D"]:
+    def film(
+        self,
+        x: Float[Tensor, "B T D"],         # stream
+        layer: VirtualLayer,               # whose row, if it has one
+        modulate=film,                     # `film`, or a faster version of it
+    ) -> Float[Tensor, "B T D"]:
         "Scale and shift the whole stream, if this layer says so."
         if layer.film is None: return x
         gamma, beta = self.film_gamma[layer.film], self.film_beta[layer.film]
-        return self.modulate(x, gamma.to(x.dtype), beta.to(x.dtype))
+        return modulate(x, gamma.to(x.dtype), beta.to(x.dtype))
 
 # %% ../nbs/06_conditioning.ipynb #b158a569
 def blend(
@@ -76,7 +80,6 @@ class Skips(nn.Module):
     "Weights (and gates) of the U-Net edges."
     def __init__(self, rows: int, dim: int, gated: bool):
         super().__init__()
-        self.blend = blend                 # `compile_parts` swaps it for a compiled one
         self.weight = nn.Parameter(torch.empty(rows, dim))
         self.gate = nn.Parameter(torch.empty(rows, dim)) if gated else None
 
@@ -85,10 +88,11 @@ class Skips(nn.Module):
         x: Float[Tensor, "B T D"],         # stream
         source: Float[Tensor, "B T D"],    # output of the earlier virtual layer
         skip: Skip,                        # the edge: which row, and is it gated?
+        blend=blend,                       # `blend`, or a faster version of it
     ) -> Float[Tensor, "B T D"]:
         "What the stream is after the edge."
         gate = self.gate[skip.row].to(x.dtype) if skip.gated else None
-        return self.blend(x, source, self.weight[skip.row].to(x.dtype), gate)
+        return blend(x, source, self.weight[skip.row].to(x.dtype), gate)
 
 # %% ../nbs/06_conditioning.ipynb #0a14ebf8
 def phase_mix(

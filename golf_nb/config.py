@@ -247,6 +247,7 @@ class RunConfig:
     # of matrix products and the residual stream; 'auto': bf16 where the device computes in it, else fp32;
     # 'as-run': roundings and all of a public system's own run
     precision: Literal['auto', 'bf16', 'fp32', 'as-run'] = 'auto'
+    system: int | None = None             # number of the public system whose own roundings 'as-run' follows
     compile: bool = True                  # torch.compile, where there is a C++ compiler
     recompute: bool = False               # keep only the streams between visits for the way back: less memory
     deterministic: bool = False           # same seed, same bits, on the same machine and number of processes

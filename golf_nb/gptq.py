@@ -34,7 +34,7 @@ from golf_nb.quant import (
 
 from .config import Calibration, QuantConfig, Rounding
 from .layers import bigram_bucket
-from .model import Model, Used
+from .model import CastWeights, Model
 from .schedule import Schedule, first_visits
 
 # %% ../nbs/11_gptq.ipynb #a31e611b
@@ -178,13 +178,13 @@ def one_step(
 READERS = {'attn_in': ('q', 'k', 'v'), 'o_in': ('o',), 'mlp_in': ('up',), 'down_in': ('down',)}
 
 
-def _side_inputs(model: Model, tokens: Tensor, used: Used) -> dict[str, Tensor]:
+def _side_inputs(model: Model, tokens: Tensor, cast: CastWeights) -> dict[str, Tensor]:
     "What goes into the projections of the bigram and of the value embedding."
     found, bigram, extra = {}, model.bigram, model.value_embed
     if bigram is not None and bigram.proj is not None:
         bucket = bigram_bucket(tokens, bigram.config.buckets, bigram.config.hash)
-        found['bigram.proj'] = F.embedding(bucket.clamp(min=0), used.bigram_table)
-    if extra is not None: found['value_embed.proj'] = F.embedding(tokens, used.value_table)
+        found['bigram.proj'] = F.embedding(bucket.clamp(min=0), cast.bigram_table)
+    if extra is not None: found['value_embed.proj'] = F.embedding(tokens, cast.value_table)
     return found
 
 
@@ -234,14 +234,14 @@ def collect(
 ) -> dict[str, Float[Tensor, "in in"]]:       # by matrix, mean over batches, on the CPU
     "Sum x x^T over the inputs of every matrix, over all visits of its block."
     schedule, sums = schedule or model.config.schedule, _Sums(visit_weights)
-    def see(v, name, x):
+    def hook(v, name, x):
         if name == 'head_in': sums.add(name, 0, x)
         elif name in READERS: sums.add(f'{schedule[v].block}.{name}', schedule.visits[v], x)
     with _measuring(model):
-        used = model.used()
+        cast = model.cast_weights()
         for tokens in batches:
-            model(tokens, schedule=schedule, see=see, used=used)
-            for name, x in _side_inputs(model, tokens, used).items(): sums.add(name, 0, x)
+            model(tokens, schedule=schedule, hook=hook, cast=cast)
+            for name, x in _side_inputs(model, tokens, cast).items(): sums.add(name, 0, x)
             sums.batches += 1
     means = sums.means()
     named = {name: gram for name, gram in means.items() if name.endswith('.proj')}
@@ -284,12 +284,12 @@ def collect_linears(
     "Sum x x^T over the inputs of every Linear, over all its calls."
     names = {p: name for name, p in module.named_parameters()}
     sums, calls = _Sums(visit_weights), Counter()
-    def see(linear, inputs):
+    def hook(linear, inputs):
         name = names[linear.weight]
         sums.add(name, calls[name], inputs[0])
         calls[name] += 1
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    handles = [part.register_forward_pre_hook(see) for part in linears]
+    handles = [part.register_forward_pre_hook(hook) for part in linears]
     try:
         with _measuring(module):
             for batch in batches:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .config import Command, ConfigError, RunConfig, from_dict, parse
+from .config import Command, ConfigError, RunConfig, parse
 from .presets import PRESETS, PresetError, get
 
 # %% ../nbs/20_train.ipynb #7b5aa234
@@ -27,7 +27,8 @@ def default_config(
     first.add_argument('--resume', type=Path)
     chosen, _ = first.parse_known_args(arguments)
     if chosen.resume is None: return get(chosen.preset, chosen.scale)
-    try: return from_dict(RunConfig, json.loads((chosen.resume/'config.json').read_text()))
+    from golf_nb.evaluate import read_config
+    try: return read_config(json.loads((chosen.resume/'config.json').read_text()))
     except OSError as error:
         raise ConfigError(f'--resume {chosen.resume}: no run to continue there '
                           f'({error.strerror}: config.json)') from None
@@ -62,9 +63,9 @@ def explain(
     import torch
 
     from golf_nb.model import build, count_parameters, flops_per_token, memory_bytes
-    from golf_nb.trainer import Process, settled
+    from golf_nb.trainer import Process, resolve_config
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    run = settled(command.run, Process(device=device))
+    run = resolve_config(command.run, Process(device=device))
     schedule, data, per_step = run.model.schedule, run.data, run.data.batch_tokens
     rows = per_step//max(data.seq_len, 1)//data.micro_batches
     if data.seq_len < 1 or rows < 1:
@@ -104,10 +105,9 @@ def main(
         try: print(explain(command))
         except (RuntimeError, ValueError) as error: sys.exit(f'error: {error}')
         return 0
-    from golf_nb.model import keep_memory
+    from golf_nb.layers import compiler
     from golf_nb.report import summary
-    from golf_nb.tiles import compiler, load_tiles
-    from golf_nb.trainer import TrainingError, joined, train
+    from golf_nb.trainer import TrainingError, process_group, train
 
     # did a worker die, and torchrun start all again?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
@@ -115,16 +115,13 @@ def main(
     folder = command.resume or command.out or default_folder(
         Path('runs'), f'{command.run.preset}-{command.run.seed}', restarted)
     again = command.resume is not None or restarted and not (folder/'report.json').exists()
-    with joined() as process:
+    with process_group() as process:
         def say(text):
             if process.first: print(text, flush=True)
-        run, on_cpu = command.run, process.device.type == 'cpu'
-        if run.compile and on_cpu and not compiler():
+        run = command.run
+        if run.compile and process.device.type == 'cpu' and not compiler():
             say('no C++ compiler found (g++ or clang++): going on uncompiled, which is slower')
             run = replace(run, compile=False)
-        if run.compile and on_cpu and run.precision != 'fp32' and load_tiles():
-            say('attention in bf16 runs on the tiles of this processor (golf_nb.tiles)')
-        if on_cpu and keep_memory(): say('glibc is told to keep freed memory (mallopt)')
         try: report = train(run, folder, process, again, say)
         except (TrainingError, ValueError, OSError) as error: sys.exit(f'error: {error}')
     if report: say(f'\n{summary(report)}\n\nwritten to {folder}: report.json, log.jsonl, model.golf, plots/')

@@ -28,16 +28,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from golf_nb.evaluate import (
-    DTYPES,
     TAILS,
     Batches,
     Scores,
     Window,
     bits_per_byte,
+    compiled_for,
     load_config,
     load_model,
     log_probs,
-    quickened,
     score_windows,
     stream_of,
     windows,
@@ -47,7 +46,8 @@ from .artifact import write_atomically
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
-from .model import Model, keep_memory
+from .layers import DTYPES
+from .model import Model
 from .optim import orthogonalize
 from .schedule import Schedule
 from .tokenizer import ByteTable
@@ -170,7 +170,7 @@ class Adapters:
     "Low-rank matrices beside frozen weights, per block or per visit; AdamW trains them."
     def __init__(self, model: Model, config: TTTConfig):
         self.model, self.config = model.requires_grad_(False), config
-        blocks, order = model.used().blocks, model.config.schedule.order
+        blocks, order = model.cast_weights().blocks, model.config.schedule.order
         slots = range(len(order)) if config.adapters == 'visit' else range(len(blocks))
         self.slots = slots if config.adapters == 'visit' else order      # of each visit
         self.leaves: dict[str, Tensor] = {}
@@ -196,12 +196,12 @@ class Adapters:
     def options(self, dtype: torch.dtype | None) -> dict:
         "The matrices of each visit, for `token_nats`."
         scale, order, made = self.config.alpha/self.config.rank, self.model.config.schedule.order, {}
-        used = self.model.used()
+        cast = self.model.cast_weights()
         for slot, block in zip(self.slots, order, strict=True):
             def adapted(name, w, slot=slot):
                 a, b = self.leaves[f'{slot}.{name}.a'], self.leaves[f'{slot}.{name}.b']
                 return (w + scale*(b @ a)).to(dtype or w.dtype)
-            if slot not in made: made[slot] = Weights(*map(adapted, Weights._fields, used.blocks[block]))
+            if slot not in made: made[slot] = Weights(*map(adapted, Weights._fields, cast.blocks[block]))
         return {'weights': [made[slot] for slot in self.slots]}
 
     def masked(self, grads: dict[str, Tensor]) -> dict[str, Tensor]: return grads
@@ -317,8 +317,8 @@ class ScoreFirst:
     def frozen(self) -> dict:
         "Options with the weights as they are until the next step."
         if self._frozen is None:
-            used = self.model.used(self.given.get('dtype'))
-            self._frozen = self.given | self.moving.options(self.given.get('dtype')) | {'used': used}
+            cast = self.model.cast_weights(self.given.get('dtype'))
+            self._frozen = self.given | self.moving.options(self.given.get('dtype')) | {'cast': cast}
         return self._frozen
 
     def score(
@@ -511,7 +511,7 @@ def score_run(
     if chosen.update == 'off': raise ValueError(f'{folder}: ttt.update is off; choose one, e.g. --update sgd')
     tokens, begin = dataset.val_tokens(), time.perf_counter()
     passes = scores['window']/scores['stride'] + 3*chosen.epochs          # forward passes of each token
-    quickened(model, config, passes*len(tokens)/scores['tokens_per_second'])
+    model = compiled_for(model, config, passes*len(tokens)/scores['tokens_per_second'])
     run = score_first(model, tokens, scores['window'], scores['stride'], chosen, bytes=dataset.byte_table,
                       batch=min(config.eval.batch, 8), progress=progress, dtype=DTYPES[config.precision],
                       bos=dataset.tokenizer.bos)
@@ -538,7 +538,6 @@ def main():
                       description=purpose)
     if folder is None: raise SystemExit('error: which run? python -m golf_nb.ttt RUN_DIR [options]')
     def bar(chunks, total): return tqdm(chunks, 'adapting', total, leave=False, disable=None)
-    keep_memory()
     try: scores = score_run(folder, chosen, bar)
     except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
     write_atomically(folder/'scores.json', json.dumps(scores, indent=1).encode())
