@@ -37,25 +37,25 @@ def fused_attention(
 
 # %% ../nbs/07_block.ipynb #faf7d202
 def _by_key_head(part: Tensor, K: int) -> Tensor:
-    "Lay queries out as (B K, G, T, Dh), with G = H/K; keys and values, where G = 1, likewise."
+    "Rearrange queries to (B K, G, T, Dh), with G = H/K; keys and values likewise, with G = 1."
     B, T, H, Dh = part.shape
     return part.unflatten(2, (K, H//K)).permute(0, 2, 3, 1, 4).reshape(B*K, H//K, T, Dh)
 
 
 def _by_position(part: Tensor, B: int) -> Tensor:
-    "Lay them out as they were: (B, T, H, Dh)."
+    "Rearrange back to (B, T, H, Dh)."
     T, Dh = part.shape[2:]
     return part.unflatten(0, (B, -1)).permute(0, 3, 1, 2, 4).reshape(B, T, -1, Dh)
 
 
 def _runs(T: int) -> list[tuple[int, int]]:
-    "Begin and end of each run of queries: four, or fewer in a short sequence."
+    "List begin and end of each run of queries: four, or fewer in a short sequence."
     size = max(RUN, -(-T//4))
     return [(lo, min(lo + size, T)) for lo in range(0, T, size)]
 
 
 def _attend_run(q: Tensor, k: Tensor, v: Tensor, lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor]:
-    "Attend from queries lo..hi-1; exponentials of the scores, their sums, and the mix of values."
+    "Attend from queries lo..hi-1: compute exponentials of the scores, their sums, and the mix of values."
     (N, G, _, Dh), end = q.shape, hi + k.shape[1] - q.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = matmul(q[:, :, lo:hi].reshape(N, -1, Dh), k[:, :end].transpose(1, 2)).view(N, G, hi - lo, end)
@@ -113,7 +113,7 @@ class Block(nn.Module):
         for name, shape in shapes._asdict().items(): setattr(self, name, nn.Parameter(torch.empty(shape)))
 
     def weights(self) -> Weights:
-        "The block's own matrices."
+        "Get the block's own matrices."
         return Weights(*(getattr(self, name) for name in Weights._fields))
 
 # %% ../nbs/07_block.ipynb #41eb5e92
@@ -132,7 +132,7 @@ def attention(
     layer: VirtualLayer,                          # is XSA on?
     context: Context,
     extra: Float[Tensor, "B T KDh"] | None = None,  # value embedding of this visit
-    hook=lambda name, x: None,                     # receives named intermediates
+    hook=lambda name, x: None,                    # receives named intermediates
     attend=causal_attention,                      # how queries, keys, and values are mixed
     multiply=linear,                              # how a matrix is applied
     last_n: int | None = None,                    # positions that attend, at the end; None: all
@@ -158,10 +158,10 @@ def mlp(
     n: Float[Tensor, "B T D"],      # normed stream
     w: Weights,
     activation: str,                # 'relu2' or 'leaky2'
-    hook=lambda name, x: None,       # receives named intermediates
+    hook=lambda name, x: None,      # receives named intermediates
     multiply=linear,                # how a matrix is applied
 ) -> Float[Tensor, "B T D"]:
-    "Two matrices with a squared rectifier between: relu(h)^2, or leaky_relu(h, 0.5)^2."
+    "Apply two matrices with a squared rectifier between: relu(h)^2, or leaky_relu(h, 0.5)^2."
     h = multiply(n, w.up)
     h = F.relu(h) if activation == 'relu2' else F.leaky_relu(h, 0.5)
     h = h*h
@@ -176,7 +176,7 @@ def visit(
     layer: VirtualLayer,            # what is special about this visit
     context: Context,
     extra: Float[Tensor, "B T KDh"] | None = None,  # value embedding of this visit
-    hook=lambda name, x: None,       # receives named intermediates
+    hook=lambda name, x: None,      # receives named intermediates
     attend=causal_attention,        # how queries, keys, and values are mixed
     multiply=linear,                # how a matrix is applied
     last_n: int | None = None,      # positions whose output is wanted, at the end; None: all

@@ -49,14 +49,14 @@ class Window:
 
 
 def _once(N: int, T: int, s: int) -> Iterator[Window]:
-    "Each target once: a window scores what lies past the end of the one before."
+    "Score each target once: a window scores what lies past the end of the one before."
     for start in range(0, max(N - T, 0) + s, s):
         window = Window(start, min(start + T, N), start + T - s if start else 0)
         if window.score < window.end: yield window
 
 
 def _rescored(N: int, T: int, s: int, short: bool) -> Iterator[Window]:
-    "Windows that reach past the end are cut off, and score their last targets all the same."
+    "Cut off windows that reach past the end; they score their last targets again."
     for start in range(0, N, s):
         end = min(start + T, N)
         if start == 0: yield Window(0, end, 0)
@@ -64,13 +64,13 @@ def _rescored(N: int, T: int, s: int, short: bool) -> Iterator[Window]:
 
 
 def _whole(N: int, T: int, s: int, first: bool) -> Iterator[Window]:
-    "Whole windows only; does the first one score all of its targets?"
+    "Keep whole windows only; `first`: does the first one score all of its targets?"
     for start in range(0, N - T + 1, s):
         yield Window(start, start + T, start + T - s if start or not first else 0)
 
 # %% ../nbs/13_evaluate.ipynb #4ac62182
 def _slices(cut: list, rank: int, world: int) -> list:
-    "As equal as they can be."
+    "Split into slices of nearly equal length."
     return cut[len(cut)*rank//world:len(cut)*(rank + 1)//world]
 
 
@@ -78,7 +78,7 @@ def _every(cut: list, rank: int, world: int) -> list: return cut[rank::world]
 
 
 def _even_slices(cut: list, rank: int, world: int) -> list:
-    "All of one length; the last processes may get less."
+    "Split into slices of one length; the last processes may get less."
     size = -(-len(cut)//world)
     return cut[size*rank:size*(rank + 1)]
 
@@ -122,12 +122,12 @@ class Scores:
 
     @property
     def bytes(self) -> int:
-        "Bytes of all scored targets."
+        "Sum the bytes of all scored targets."
         return int(self.token_bytes.sum())
 
     @property
     def bpb(self) -> float:
-        "Bits per byte of the scored targets."
+        "Compute bits per byte of the scored targets."
         return bits_per_byte(math.fsum(self.nll), self.bytes)
 
 
@@ -135,14 +135,14 @@ def bits_per_byte(
     nats: float,    # sum over all targets
     bytes: int,     # of the text
 ) -> float:
-    "Turn a sum of nats into bits per byte."
+    "Convert a sum of nats to bits per byte."
     return nats/math.log(2)/bytes
 
 
 def merge(
     shares: Sequence[Scores],   # of all processes
-) -> Scores:                    # in the order in which one process would have scored
-    "Put the shares of several processes into one ledger."
+) -> Scores:                    # in the order of a single process
+    "Merge the scores of several processes."
     names = ('nll', 'position', 'token_bytes', 'window')
     whole = {name: np.concatenate([getattr(share, name) for share in shares]) for name in names}
     order = np.lexsort((whole['position'], whole['window']))
@@ -150,7 +150,7 @@ def merge(
 
 # %% ../nbs/13_evaluate.ipynb #0ed8c976
 class Batches:
-    "Windows in batches of one shape; each window has its place, whatever else is scored."
+    "Windows in batches of one shape; each window has a fixed row, whatever else is scored."
     def __init__(
         self,
         cut: Sequence[Window],   # all windows that will ever be scored together
@@ -183,12 +183,12 @@ class Batches:
 def stream_of(
     tokens: Shaped[Any, " M"],     # of any integer type
 ) -> Int64[Tensor, " M"]:
-    "Bring tokens into the form in which they are scored."
+    "Convert tokens to a stream of int64."
     return torch.as_tensor(np.asarray(tokens, dtype=np.int64))
 
 
 def _prepared(model: nn.Module, options: dict) -> dict:
-    "Options of `token_nats`, with the weights as they are used: cast once, not with every batch."
+    "Add weights that are cast once, not with every batch, to the options of `token_nats`."
     if 'cast' in options or not hasattr(model, 'cast_weights'): return options
     return options | {'cast': model.cast_weights(options.get('dtype'))}
 
@@ -203,7 +203,7 @@ def score_windows(
     progress=lambda batches, total: batches,   # wraps the loop
     **options,                      # of `token_nats`
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # nats, positions, and starts of their windows
-    "Score some windows with the weights as they are."
+    "Score some windows with the current weights."
     device, options = next(model.parameters()).device, _prepared(model, options)
     nll, position, start = [np.empty(0)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     end = len(batches.cut) if end is None else end
@@ -282,8 +282,8 @@ def fitting_stride(
     return stride
 
 # %% ../nbs/13_evaluate.ipynb #47cff33a
-NOT_LEGAL = 'not a legal score'   # notice of every output that training on the validation text has touched
-COMPILING = 120.                  # seconds of work from which compiling for it pays on a CPU
+NOT_LEGAL = 'not a legal score'   # note in every output that was trained on the validation text
+COMPILING = 120.                  # seconds of work above which compiling pays on a CPU
 
 
 def read_config(

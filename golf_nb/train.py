@@ -18,8 +18,8 @@ from .presets import PRESETS, PresetError, get
 
 # %% ../nbs/20_train.ipynb #7b5aa234
 def default_config(
-    arguments: list[str],    # the words after the program's name
-) -> RunConfig:              # what options that are not given will be
+    arguments: list[str],    # after the program's name
+) -> RunConfig:              # the defaults of all options
     "Find the configuration that the command line starts from."
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--preset', default='tiny')
@@ -37,7 +37,7 @@ def default_config(
 
 
 def read_command(
-    arguments: list[str],    # the words after the program's name
+    arguments: list[str],    # after the program's name
 ) -> Command:
     "Read the whole command line."
     return parse(arguments, default_config(arguments))
@@ -59,7 +59,7 @@ def default_folder(
 def explain(
     command: Command,
 ) -> str:                          # lines
-    "Say what a run will do and cost, without doing it."
+    "Describe what a run will do and cost, without running it."
     import torch
 
     from golf_nb.model import build, count_parameters, flops_per_token, memory_bytes
@@ -109,9 +109,9 @@ def main(
     from golf_nb.report import summary
     from golf_nb.trainer import TrainingError, process_group, train
 
-    # did a worker die, and torchrun start all again?
+    # did a worker die, and did torchrun restart all of them?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    # before they join, while no process can have made it yet
+    # before the processes join: none can have made the folder yet
     folder = command.resume or command.out or default_folder(
         Path('runs'), f'{command.run.preset}-{command.run.seed}', restarted)
     again = command.resume is not None or restarted and not (folder/'report.json').exists()
@@ -120,7 +120,7 @@ def main(
             if process.first: print(text, flush=True)
         run = command.run
         if run.compile and process.device.type == 'cpu' and not compiler():
-            say('no C++ compiler found (g++ or clang++): going on uncompiled, which is slower')
+            say('no C++ compiler found (g++ or clang++): continuing uncompiled, which is slower')
             run = replace(run, compile=False)
         try: report = train(run, folder, process, again, say)
         except (TrainingError, ValueError, OSError) as error: sys.exit(f'error: {error}')

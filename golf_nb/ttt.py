@@ -130,7 +130,7 @@ _VECTORS = ('attn_scale', 'mlp_scale', 'q_gain', 'film_gamma', 'film_beta')   # 
 
 
 class WeightSteps:
-    "Steps on the model's own weights; it takes the model over."
+    "Gradient steps on the model's own weights, which are changed in place."
     def __init__(self, model: Model, config: TTTConfig):
         self.model, self.config = model, config
         self.factors = rate_factors(model, config.freeze_blocks, config.frozen_part, config.first_block_rate,
@@ -145,13 +145,13 @@ class WeightSteps:
     def restart(self): pass                                           # at a document's start they go on
 
     def masked(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        "Gradients of what may move; frozen rows do not count when the norm is clipped."
+        "Mask the gradients of frozen rows, so that they do not count in the clipped norm."
         return {name: g*(self.factors[name] != 0) if isinstance(self.factors[name], Tensor) else g
                 for name, g in grads.items()}
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], rate: float):
-        "Move every leaf."
+        "Update every leaf."
         for name, g in grads.items():
             p, factor = self.leaves[name], self.factors[name]
             if self.momenta: g = self.momenta[name].mul_(self.config.momentum).add_(g)
@@ -162,7 +162,7 @@ class WeightSteps:
             p.add_(g, alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
-        "What a step depends on beside the weights."
+        "Collect what a step depends on besides the weights."
         return {f'momentum/{name}': m for name, m in self.momenta.items()}
 
 # %% ../nbs/14_ttt.ipynb #1db2a823
@@ -187,14 +187,14 @@ class Adapters:
 
     @torch.no_grad()
     def restart(self):
-        "Forget: a new document starts."
+        "Reset the adapters: a new document starts."
         for name, leaf in self.leaves.items():
             if name.endswith('.b') or not self.config.warm: leaf.copy_(self.begin[name])
         self.optimizer = torch.optim.AdamW(self.leaves.values(), betas=(self.config.momentum, 0.999),
                                            weight_decay=self.config.decay)
 
     def options(self, dtype: torch.dtype | None) -> dict:
-        "The matrices of each visit, for `token_nats`."
+        "Make the matrices of each visit, as options of `token_nats`."
         scale, order, made = self.config.alpha/self.config.rank, self.model.config.schedule.order, {}
         cast = self.model.cast_weights()
         for slot, block in zip(self.slots, order, strict=True):
@@ -208,14 +208,14 @@ class Adapters:
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], rate: float):
-        "Move every leaf."
+        "Update every leaf."
         for name, g in grads.items(): self.leaves[name].grad = g
         for group in self.optimizer.param_groups: group['lr'] = rate
         self.optimizer.step()
         for leaf in self.leaves.values(): leaf.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        "What later scores depend on beside the weights."
+        "Collect what later scores depend on besides the weights."
         found = {f'adapter/{name}': leaf.detach() for name, leaf in self.leaves.items()}
         for name, leaf in self.leaves.items():
             found |= {f'adamw/{key}/{name}': value for key, value in self.optimizer.state[leaf].items()}
@@ -223,7 +223,7 @@ class Adapters:
 
 # %% ../nbs/14_ttt.ipynb #99ee3971
 class Step(NamedTuple):
-    "What a step was taken on, and how."
+    "A training step: the sequences it used, its loss, and its gradient norm."
     chunk: int
     epoch: int
     first: int      # sequences of the chunk: the first
@@ -315,7 +315,7 @@ class ScoreFirst:
 
     @torch.no_grad()
     def frozen(self) -> dict:
-        "Options with the weights as they are until the next step."
+        "Make options of `token_nats` with weights cast once, valid until the next step."
         if self._frozen is None:
             cast = self.model.cast_weights(self.given.get('dtype'))
             self._frozen = self.given | self.moving.options(self.given.get('dtype')) | {'cast': cast}
@@ -341,12 +341,12 @@ class ScoreFirst:
         return log_probs(self.model, inputs, lo, hi, self.batches, **self.frozen())
 
     def rate(self, c: int) -> float:
-        "The learning rate after chunk c."
+        "Compute the learning rate after chunk c."
         if not self.config.cosine: return self.config.lr
         return self.config.lr*0.5*(1 + math.cos(math.pi*c/max(len(self.chunks) - 1, 1)))
 
     def epochs(self, c: int, mean: float | None) -> int:
-        "How often to train on chunk c, which took `mean` nats per token (None: not known)."
+        "Choose the number of epochs for chunk c, which took `mean` nats per token (None: not known)."
         config, chosen = self.config, self.config.epochs
         if config.update == 'off' or c == len(self.chunks) - 1: return 0
         if not chosen or config.blind or mean is None: return chosen
@@ -396,7 +396,7 @@ class ScoreFirst:
         return loss, norm
 
     def state(self) -> dict[str, Tensor]:
-        "Everything that can change a later score."
+        "Collect everything that can change a later score."
         weights = {f'weights/{name}': p.detach() for name, p in self.model.named_parameters()}
         return weights | self.moving.state()
 
@@ -450,7 +450,7 @@ def score_first(
 # %% ../nbs/14_ttt.ipynb #fd4fb0e4
 @dataclass(frozen=True)
 class ValidationTraining:
-    "How #1406 trained on the validation text. What is scored afterwards is not a legal score."
+    "Settings of #1406's training on the validation text; a score after that is not legal."
     lr: float = 5e-4                # AdamW
     epochs: int = 10
     batch: int = 32                 # sequences of a step, over all processes
