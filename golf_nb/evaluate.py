@@ -365,11 +365,10 @@ def load_model(
     device: torch.device | str = 'cpu',
 ) -> tuple[Model, RunConfig]:
     "Restore a run's model from its files."
-    config, path = load_config(folder), folder/'model.golf'
-    if not artifact:
-        return restore_model(config, load_file(folder/'checkpoint'/'weights.safetensors'), device=device), config
-    qat = bool(read_header(path)['about'].get('qat'))
-    return restore_model(config, restore(load(path)), qat, device), config
+    config, path, qat = load_config(folder), folder/'model.golf', False
+    if artifact: weights, qat = restore(load(path)), bool(read_header(path)['about'].get('qat'))
+    else: weights = load_file(folder/'checkpoint'/'weights.safetensors')
+    return restore_model(config, weights, qat, device), config
 
 
 def compiled_for(

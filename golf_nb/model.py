@@ -128,7 +128,12 @@ class Model(Parameters):
         view.kernels = kernels
         return view
 
-    def stem(self, tokens: Int[Tensor, "B T"], cast: CastWeights, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+    def stem(
+        self,
+        tokens: Int[Tensor, "B T"],
+        cast: CastWeights,
+        dtype: torch.dtype,                            # of the stream
+    ) -> Float[Tensor, "B T D"]:
         "Compute the origin of the stream, x0."
         # looked up in the stored dtype: its gradient is a long sum
         x = F.embedding(tokens, cast.embed).to(dtype)
@@ -141,10 +146,10 @@ class Model(Parameters):
         tokens: Int[Tensor, "B T"],
         schedule: Schedule | None = None,              # another schedule over the same blocks
         weights: Sequence[Weights | None] | None = None,  # matrices of each visit; None: the block's own
-        hook: Hook | None = None,                        # receives named intermediates
+        hook: Hook | None = None,                      # receives named intermediates
         last_n: int | None = None,                     # positions of the last visit, at the end; None: all
         dtype: torch.dtype | None = None,              # of the stream and the products; None: the embedding's
-        cast: CastWeights | None = None,                      # what `cast_weights` gave, if it was called before
+        cast: CastWeights | None = None,               # what `cast_weights` gave, if it was called before
     ) -> Float[Tensor, "B N D"]:
         "Run the schedule; the result is the stream before the last norm."
         schedule, dtype, kernels = schedule or self.config.schedule, dtype or self.embed.dtype, self.kernels

@@ -50,5 +50,5 @@ def trained_attention(
     k: Float[Tensor, "B T K Dh"],      # keys; K divides H
     v: Float[Tensor, "B T K Dh"],      # values
 ) -> Float[Tensor, "B N H Dh"]:        # each position's mix of values at or before it
-    "Attend as `causal_attention` does, with a faster backward pass on a CPU (first-order, reverse mode only)."
+    "Attend as `causal_attention` does, with a faster backward pass on a CPU; first-order, reverse mode only."
     return _AttentionByRuns.apply(q, k, v) if q.device.type == 'cpu' else fused_attention(q, k, v)
