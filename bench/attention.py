@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from beside import write_record
 
-from golf_nb.block import _AttentionByRuns, fused_attention
-from golf_nb.model import keep_memory
-from golf_nb.tiles import load_tiles, tile_attention
+from golf_nb.block import fused_attention
+from golf_nb.kernels.attention import _AttentionByRuns
+from golf_nb.kernels.memory import keep_memory
+from golf_nb.kernels.tiles import load_tiles, tile_attention
 
 def by_runs(q, k, v, mask='loaded', divide='shares', largest=True, runs=4):
     "The first version: blocks of queries, a stored mask, normalization by division; and its variants."

@@ -9,7 +9,8 @@ from beside import DTYPE, matrix_rate, write_record
 
 from golf_nb.data import get_dataset
 from golf_nb.evaluate import sliding
-from golf_nb.model import build, compile_parts, flops_per_token, keep_memory
+from golf_nb.kernels import choose
+from golf_nb.model import build, flops_per_token
 from golf_nb.presets import get
 
 PRESETS = 'cycle', 'hybrid', 'universal', 'replay', 'loop3'
@@ -20,7 +21,7 @@ class Plain(torch.nn.Module):
     "The same forward pass on the same batches, with every position computed."
     def __init__(self, model):
         super().__init__()
-        self.model, self.used = model, model.used
+        self.model, self.cast_weights = model, model.cast_weights
 
     def token_nats(self, tokens, targets, last_n=None, **options):
         nats = self.model.token_nats(tokens, targets, **options)
@@ -30,12 +31,12 @@ class Plain(torch.nn.Module):
 def one(name, tokens, rounds, compiled):
     "Measure one preset with untrained weights: their values do not affect the time."
     config = get(name)
-    model = build(config.model).eval().requires_grad_(False)
+    model = build(config.model, kernels=choose()).eval().requires_grad_(False)
     data = get_dataset(config.data.source, config.model.vocab)
     stream = data.val_tokens()[:tokens + 1]
     few, exact = stream[:WINDOW + BATCH*STRIDE + 1], dict(bytes=data.byte_table, batch=BATCH)
     a, b = (sliding(m, few, WINDOW, STRIDE, **exact).nll for m in (model, Plain(model)))   # in fp32
-    if compiled: compile_parts(model)
+    if compiled: model = model.with_kernels(choose(compiled=True))
     options = exact | {'dtype': DTYPE}
     for m in (model, Plain(model)): sliding(m, few, WINDOW, STRIDE, **options)   # compiles
     flops = flops_per_token(config.model, WINDOW)/3*WINDOW/STRIDE   # of a scored token
@@ -60,7 +61,6 @@ def main():
     parser.add_argument('--eager', action='store_true', help='do not compile')
     parser.add_argument('--out', type=Path, help='write a record')
     chosen = parser.parse_args()
-    keep_memory()
     print(f'{"preset":10} {"scored tokens/s":>15} {"share of the matrix rate":>25} {"against plain":>14} '
           f'{"nll differ by":>14}')
     records = []

@@ -43,12 +43,12 @@ def hessians(preset='loop3', rows=8, length=512):
     schedule, readers = model.config.schedule, READERS
     def plain():
         sums = {}
-        def see(v, name, x):
+        def hook(v, name, x):
             x = x.detach().reshape(-1, x.shape[-1])
             for matrix in readers.get(name, ()):
                 key = f'blocks.{schedule[v].block}.{matrix}'
                 sums[key] = sums.get(key, 0) + x.T @ x
-        with torch.no_grad(): model(tokens, see=see)
+        with torch.no_grad(): model(tokens, hook=hook)
         return sums
     ours, theirs = collect_hessians(model, [tokens]), plain()
     for name, found in theirs.items(): torch.testing.assert_close(ours[name], found, rtol=1e-3, atol=1e-2)

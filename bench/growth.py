@@ -8,15 +8,8 @@ import torch
 from beside import DTYPE, matrix_rate, write_record
 
 from golf_nb.config import ModelConfig
-from golf_nb.model import (
-    build,
-    compile_parts,
-    count_parameters,
-    flops_per_token,
-    keep_memory,
-    memory_bytes,
-    recompute,
-)
+from golf_nb.kernels import choose
+from golf_nb.model import build, count_parameters, flops_per_token, memory_bytes
 from golf_nb.schedule import from_order
 
 BASE = dict(vocab=1024, dim=256, heads=4, kv_heads=2, hidden=768, visits=8, seq_len=256, recomputed=False)
@@ -45,8 +38,7 @@ def one(point, tokens, rounds):
     for name in ('visits', 'seq_len', 'recomputed'): sizes.pop(name)
     sizes['hidden'] = 3*sizes['dim']
     config = ModelConfig(schedule=from_order((visits//2)*[0, 1], unet=0), **sizes)
-    model = compile_parts(build(config))
-    if point['recomputed']: recompute(model)
+    model = build(config, kernels=choose(compiled=True, recomputed=point['recomputed']))
     text = torch.randint(config.vocab, (tokens//T, T + 1))
     def loss(): return model.loss(text[:, :-1], text[:, 1:], dtype=DTYPE)
     loss().backward()
@@ -72,7 +64,6 @@ def main():
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--out', type=Path, help='write a record')
     chosen = parser.parse_args()
-    keep_memory()
     records = []
     for axis in chosen.axes:
         for value in AXES[axis]:

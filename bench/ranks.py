@@ -15,15 +15,14 @@ from beside import write_record
 def one(name, steps, tokens):
     "Run steps of one preset in the processes started by torchrun; rank 0 prints the seconds."
     from golf_nb.data import get_dataset
-    from golf_nb.model import count_parameters, keep_memory
+    from golf_nb.model import count_parameters
     from golf_nb.optim import Clock
     from golf_nb.presets import get
-    from golf_nb.trainer import joined, prime, start, train_step
-    keep_memory()
+    from golf_nb.trainer import prime, process_group, start, train_step
     config, seconds = get(name), []
     config = replace(config, steps=1000, data=replace(config.data, batch_tokens=tokens))
     late = Clock(900, steps=1000)                             # all visits, on the grid
-    with joined() as process:
+    with process_group() as process:
         run = start(config, get_dataset(config.data.source, config.model.vocab), process)
         prime(run)
         train_step(run, late)

@@ -32,12 +32,8 @@ def main():
     parser.add_argument('--steps', type=int, default=3)
     parser.add_argument('--tokens', type=int, default=16384, help='tokens per step (default: %(default)s)')
     parser.add_argument('--label', default='now')
-    parser.add_argument('--keep-memory', action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument('--out', type=Path, help='write a record')
     chosen = parser.parse_args()
-    if chosen.keep_memory:
-        from golf_nb.model import keep_memory
-        keep_memory()
     config = get(chosen.preset)
     config = replace(config, steps=1000, data=replace(config.data, batch_tokens=chosen.tokens))
     run = start(config, get_dataset(config.data.source, config.model.vocab), Process())

@@ -26,9 +26,8 @@ config = get(name)
 data = get_dataset(config.data.source, config.model.vocab)
 stream, model = data.val_tokens()[:tokens + 1], build(config.model).eval()
 try:
-    from golf_nb.model import compile_parts, keep_memory
-    from golf_nb.block import trained_attention
-    keep_memory(); compile_parts(model)
+    from golf_nb.kernels import choose
+    model = model.with_kernels(choose(compiled=True))
 except ImportError: pass                                      # the code before
 chosen = TTTConfig(update='sgd', lr=0.002, chunk=8192)
 for once in range(rounds + 1):                                # the first round compiles

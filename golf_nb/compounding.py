@@ -13,7 +13,6 @@ __all__ = ['Amounts', 'KINDS', 'LARGEST_SET', 'CompoundingError', 'Untied', 'tok
 # %% ../nbs/17_compounding.ipynb #5e728c48
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from itertools import combinations, count
 from pathlib import Path
@@ -115,9 +114,9 @@ def outputs(
 ) -> Float[Tensor, "L B T D"]:
     "Stack the stream after each virtual layer."
     found = []
-    def see(v, name, x):
+    def hook(v, name, x):
         if name == 'out': found.append(x)
-    untied.logits(tokens, amounts, see=see)
+    untied.logits(tokens, amounts, hook=hook)
     return torch.stack(found)
 
 # %% ../nbs/17_compounding.ipynb #ac1f9f03
@@ -302,13 +301,12 @@ class Jacobian(NamedTuple):
 
 def _entered(model: Model, first: int, change: Tensor) -> Model:
     "A view of a model: `change` is added to the stream that virtual layer first-1 hands to `first`."
-    view, calls = copy(model), count()
+    calls = count()
     def visit(x, *others, **named):
         v = next(calls)
-        out = model.visit(x + change if v == first == 0 else x, *others, **named)
+        out = model.kernels.visit(x + change if v == first == 0 else x, *others, **named)
         return out + change if v == first - 1 else out
-    view.visit = visit
-    return view
+    return model.with_kernels(model.kernels._replace(visit=visit))
 
 
 @torch.no_grad()

@@ -99,7 +99,8 @@ class Job:
     @property
     def net(self) -> str:
         "A name for the configuration; fields that are added to `RunConfig` one day do not change it."
-        config = replace(self.config, checkpoint_seconds=RunConfig().checkpoint_seconds)
+        # `system` follows from the preset, which counts; names of older records did not know it
+        config = replace(self.config, checkpoint_seconds=RunConfig().checkpoint_seconds, system=None)
         text = '\n'.join(sorted(differences(RunConfig(), config)))
         return sha256(text.encode())[:12]
 
@@ -252,9 +253,19 @@ def train_net(
     from golf_nb.evaluate import score_run
     from golf_nb.model import count_parameters
     from golf_nb.report import artifact_parts, circumstances
-    from golf_nb.trainer import Process, cost, fit, keep_log, prime, resume, settled, start, write_result
+    from golf_nb.trainer import (
+        Process,
+        cost,
+        fit,
+        keep_log,
+        prime,
+        resolve_config,
+        resume,
+        start,
+        write_result,
+    )
     if (report := read_record(folder/'report.json')) is not None: return report
-    config = settled(config, Process())
+    config = resolve_config(config, Process())
     _write(folder/'config.json', to_dict(config))
     dataset = get_dataset(config.data.source, config.model.vocab)
     run = start(config, dataset, Process())
@@ -384,10 +395,8 @@ def work_on(
     "Be the worker of one run: compile if that is possible, and leave a record whatever happens."
     import torch
 
-    from golf_nb.model import keep_memory
-    from golf_nb.tiles import compiler
+    from golf_nb.layers import compiler
     torch.set_num_threads(1)
-    keep_memory()
     if job.config.compile and not compiler():
         record_failure(job, 'no C++ compiler (g++ or clang++): install one, or set compile to false')
         return 1

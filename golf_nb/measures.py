@@ -39,8 +39,9 @@ from golf_nb.compounding import (
 from .artifact import save
 from .config import Calibration, QuantConfig, Rounding, TTTConfig
 from .data import Dataset, get_dataset, read_shard
-from .evaluate import DTYPES, load_model, sliding
+from .evaluate import load_model, sliding
 from .gptq import calibrate, quantize
+from .layers import DTYPES
 from .model import Model
 from .quant import restore
 from .schedule import Schedule

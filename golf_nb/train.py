@@ -13,13 +13,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .config import Command, ConfigError, RunConfig, from_dict, parse
-from .presets import PRESETS, PresetError, differs, get
+from .config import Command, ConfigError, RunConfig, parse
+from .presets import PRESETS, PresetError, get
 
 # %% ../nbs/20_train.ipynb #7b5aa234
 def default_config(
-    arguments: list[str],    # the words after the program's name
-) -> RunConfig:              # what options that are not given will be
+    arguments: list[str],    # after the program's name
+) -> RunConfig:              # the defaults of all options
     "Find the configuration that the command line starts from."
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--preset', default='tiny')
@@ -27,7 +27,8 @@ def default_config(
     first.add_argument('--resume', type=Path)
     chosen, _ = first.parse_known_args(arguments)
     if chosen.resume is None: return get(chosen.preset, chosen.scale)
-    try: return from_dict(RunConfig, json.loads((chosen.resume/'config.json').read_text()))
+    from golf_nb.evaluate import read_config
+    try: return read_config(json.loads((chosen.resume/'config.json').read_text()))
     except OSError as error:
         raise ConfigError(f'--resume {chosen.resume}: no run to continue there '
                           f'({error.strerror}: config.json)') from None
@@ -36,7 +37,7 @@ def default_config(
 
 
 def read_command(
-    arguments: list[str],    # the words after the program's name
+    arguments: list[str],    # after the program's name
 ) -> Command:
     "Read the whole command line."
     return parse(arguments, default_config(arguments))
@@ -58,13 +59,13 @@ def default_folder(
 def explain(
     command: Command,
 ) -> str:                          # lines
-    "Say what a run will do and cost, without doing it."
+    "Describe what a run will do and cost, without running it."
     import torch
 
     from golf_nb.model import build, count_parameters, flops_per_token, memory_bytes
-    from golf_nb.trainer import Process, settled
+    from golf_nb.trainer import Process, resolve_config
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    run = settled(command.run, Process(device=device))
+    run = resolve_config(command.run, Process(device=device))
     schedule, data, per_step = run.model.schedule, run.data, run.data.batch_tokens
     rows = per_step//max(data.seq_len, 1)//data.micro_batches
     if data.seq_len < 1 or rows < 1:
@@ -77,7 +78,6 @@ def explain(
     memory = memory_bytes(run.model, data.seq_len, rows, 4 if run.precision == 'fp32' else 2, run.recompute)
     facts = {
         'preset': f'{run.preset}, {run.scale}',
-        **_differences(run.preset, run.scale),
         'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
@@ -94,12 +94,6 @@ def explain(
                   'reported': f'{preset.card.cost}; {preset.card.reported}'}
     return '\n'.join(f'{name:17} {fact}' for name, fact in facts.items())
 
-
-def _differences(preset: str, scale: str) -> dict[str, str]:
-    "Say how a preset differs from its base, or a mini scale from full scale; nothing where there is neither."
-    base, lines = differs(preset, scale) if preset in PRESETS else ('', [])
-    return {'differs from': ('\n' + 18*' ').join([base, *lines])} if base else {}
-
 # %% ../nbs/20_train.ipynb #84966ba4
 def main(
     arguments: list[str] | None = None,   # None: those of the program
@@ -111,27 +105,23 @@ def main(
         try: print(explain(command))
         except (RuntimeError, ValueError) as error: sys.exit(f'error: {error}')
         return 0
-    from golf_nb.model import keep_memory
+    from golf_nb.layers import compiler
     from golf_nb.report import summary
-    from golf_nb.tiles import compiler, load_tiles
-    from golf_nb.trainer import TrainingError, joined, train
+    from golf_nb.trainer import TrainingError, process_group, train
 
-    # did a worker die, and torchrun start all again?
+    # did a worker die, and did torchrun restart all of them?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    # before they join, while no process can have made it yet
+    # before the processes join: none can have made the folder yet
     folder = command.resume or command.out or default_folder(
         Path('runs'), f'{command.run.preset}-{command.run.seed}', restarted)
     again = command.resume is not None or restarted and not (folder/'report.json').exists()
-    with joined() as process:
+    with process_group() as process:
         def say(text):
             if process.first: print(text, flush=True)
-        run, on_cpu = command.run, process.device.type == 'cpu'
-        if run.compile and on_cpu and not compiler():
-            say('no C++ compiler found (g++ or clang++): going on uncompiled, which is slower')
+        run = command.run
+        if run.compile and process.device.type == 'cpu' and not compiler():
+            say('no C++ compiler found (g++ or clang++): continuing uncompiled, which is slower')
             run = replace(run, compile=False)
-        if run.compile and on_cpu and run.precision != 'fp32' and load_tiles():
-            say('attention in bf16 runs on the tiles of this processor (golf_nb.tiles)')
-        if on_cpu and keep_memory(): say('glibc is told to keep freed memory (mallopt)')
         try: report = train(run, folder, process, again, say)
         except (TrainingError, ValueError, OSError) as error: sys.exit(f'error: {error}')
     if report: say(f'\n{summary(report)}\n\nwritten to {folder}: report.json, log.jsonl, model.golf, plots/')

@@ -28,26 +28,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from golf_nb.evaluate import (
-    DTYPES,
     TAILS,
     Batches,
     Scores,
     Window,
     bits_per_byte,
+    compiled_for,
     load_config,
     load_model,
     log_probs,
-    quickened,
     score_windows,
     stream_of,
     windows,
 )
 
+from .artifact import write_atomically
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
-from .files import write_atomically
-from .model import Model, keep_memory
+from .layers import DTYPES
+from .model import Model
 from .optim import orthogonalize
 from .schedule import Schedule
 from .tokenizer import ByteTable
@@ -130,7 +130,7 @@ _VECTORS = ('attn_scale', 'mlp_scale', 'q_gain', 'film_gamma', 'film_beta')   # 
 
 
 class WeightSteps:
-    "Steps on the model's own weights; it takes the model over."
+    "Gradient steps on the model's own weights, which are changed in place."
     def __init__(self, model: Model, config: TTTConfig):
         self.model, self.config = model, config
         self.factors = rate_factors(model, config.freeze_blocks, config.frozen_part, config.first_block_rate,
@@ -145,13 +145,13 @@ class WeightSteps:
     def restart(self): pass                                           # at a document's start they go on
 
     def masked(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        "Gradients of what may move; frozen rows do not count when the norm is clipped."
+        "Mask the gradients of frozen rows, so that they do not count in the clipped norm."
         return {name: g*(self.factors[name] != 0) if isinstance(self.factors[name], Tensor) else g
                 for name, g in grads.items()}
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], rate: float):
-        "Move every leaf."
+        "Update every leaf."
         for name, g in grads.items():
             p, factor = self.leaves[name], self.factors[name]
             if self.momenta: g = self.momenta[name].mul_(self.config.momentum).add_(g)
@@ -162,7 +162,7 @@ class WeightSteps:
             p.add_(g, alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
-        "What a step depends on beside the weights."
+        "Collect what a step depends on besides the weights."
         return {f'momentum/{name}': m for name, m in self.momenta.items()}
 
 # %% ../nbs/14_ttt.ipynb #1db2a823
@@ -170,7 +170,7 @@ class Adapters:
     "Low-rank matrices beside frozen weights, per block or per visit; AdamW trains them."
     def __init__(self, model: Model, config: TTTConfig):
         self.model, self.config = model.requires_grad_(False), config
-        blocks, order = model.used().blocks, model.config.schedule.order
+        blocks, order = model.cast_weights().blocks, model.config.schedule.order
         slots = range(len(order)) if config.adapters == 'visit' else range(len(blocks))
         self.slots = slots if config.adapters == 'visit' else order      # of each visit
         self.leaves: dict[str, Tensor] = {}
@@ -187,35 +187,35 @@ class Adapters:
 
     @torch.no_grad()
     def restart(self):
-        "Forget: a new document starts."
+        "Reset the adapters: a new document starts."
         for name, leaf in self.leaves.items():
             if name.endswith('.b') or not self.config.warm: leaf.copy_(self.begin[name])
         self.optimizer = torch.optim.AdamW(self.leaves.values(), betas=(self.config.momentum, 0.999),
                                            weight_decay=self.config.decay)
 
     def options(self, dtype: torch.dtype | None) -> dict:
-        "The matrices of each visit, for `token_nats`."
+        "Make the matrices of each visit, as options of `token_nats`."
         scale, order, made = self.config.alpha/self.config.rank, self.model.config.schedule.order, {}
-        used = self.model.used()
+        cast = self.model.cast_weights()
         for slot, block in zip(self.slots, order, strict=True):
             def adapted(name, w, slot=slot):
                 a, b = self.leaves[f'{slot}.{name}.a'], self.leaves[f'{slot}.{name}.b']
                 return (w + scale*(b @ a)).to(dtype or w.dtype)
-            if slot not in made: made[slot] = Weights(*map(adapted, Weights._fields, used.blocks[block]))
+            if slot not in made: made[slot] = Weights(*map(adapted, Weights._fields, cast.blocks[block]))
         return {'weights': [made[slot] for slot in self.slots]}
 
     def masked(self, grads: dict[str, Tensor]) -> dict[str, Tensor]: return grads
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], rate: float):
-        "Move every leaf."
+        "Update every leaf."
         for name, g in grads.items(): self.leaves[name].grad = g
         for group in self.optimizer.param_groups: group['lr'] = rate
         self.optimizer.step()
         for leaf in self.leaves.values(): leaf.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        "What later scores depend on beside the weights."
+        "Collect what later scores depend on besides the weights."
         found = {f'adapter/{name}': leaf.detach() for name, leaf in self.leaves.items()}
         for name, leaf in self.leaves.items():
             found |= {f'adamw/{key}/{name}': value for key, value in self.optimizer.state[leaf].items()}
@@ -223,7 +223,7 @@ class Adapters:
 
 # %% ../nbs/14_ttt.ipynb #99ee3971
 class Step(NamedTuple):
-    "What a step was taken on, and how."
+    "A training step: the sequences it used, its loss, and its gradient norm."
     chunk: int
     epoch: int
     first: int      # sequences of the chunk: the first
@@ -315,10 +315,10 @@ class ScoreFirst:
 
     @torch.no_grad()
     def frozen(self) -> dict:
-        "Options with the weights as they are until the next step."
+        "Make options of `token_nats` with weights cast once, valid until the next step."
         if self._frozen is None:
-            used = self.model.used(self.given.get('dtype'))
-            self._frozen = self.given | self.moving.options(self.given.get('dtype')) | {'used': used}
+            cast = self.model.cast_weights(self.given.get('dtype'))
+            self._frozen = self.given | self.moving.options(self.given.get('dtype')) | {'cast': cast}
         return self._frozen
 
     def score(
@@ -341,12 +341,12 @@ class ScoreFirst:
         return log_probs(self.model, inputs, lo, hi, self.batches, **self.frozen())
 
     def rate(self, c: int) -> float:
-        "The learning rate after chunk c."
+        "Compute the learning rate after chunk c."
         if not self.config.cosine: return self.config.lr
         return self.config.lr*0.5*(1 + math.cos(math.pi*c/max(len(self.chunks) - 1, 1)))
 
     def epochs(self, c: int, mean: float | None) -> int:
-        "How often to train on chunk c, which took `mean` nats per token (None: not known)."
+        "Choose the number of epochs for chunk c, which took `mean` nats per token (None: not known)."
         config, chosen = self.config, self.config.epochs
         if config.update == 'off' or c == len(self.chunks) - 1: return 0
         if not chosen or config.blind or mean is None: return chosen
@@ -396,7 +396,7 @@ class ScoreFirst:
         return loss, norm
 
     def state(self) -> dict[str, Tensor]:
-        "Everything that can change a later score."
+        "Collect everything that can change a later score."
         weights = {f'weights/{name}': p.detach() for name, p in self.model.named_parameters()}
         return weights | self.moving.state()
 
@@ -450,7 +450,7 @@ def score_first(
 # %% ../nbs/14_ttt.ipynb #fd4fb0e4
 @dataclass(frozen=True)
 class ValidationTraining:
-    "How #1406 trained on the validation text. What is scored afterwards is not a legal score."
+    "Settings of #1406's training on the validation text; a score after that is not legal."
     lr: float = 5e-4                # AdamW
     epochs: int = 10
     batch: int = 32                 # sequences of a step, over all processes
@@ -511,7 +511,7 @@ def score_run(
     if chosen.update == 'off': raise ValueError(f'{folder}: ttt.update is off; choose one, e.g. --update sgd')
     tokens, begin = dataset.val_tokens(), time.perf_counter()
     passes = scores['window']/scores['stride'] + 3*chosen.epochs          # forward passes of each token
-    quickened(model, config, passes*len(tokens)/scores['tokens_per_second'])
+    model = compiled_for(model, config, passes*len(tokens)/scores['tokens_per_second'])
     run = score_first(model, tokens, scores['window'], scores['stride'], chosen, bytes=dataset.byte_table,
                       batch=min(config.eval.batch, 8), progress=progress, dtype=DTYPES[config.precision],
                       bos=dataset.tokenizer.bos)
@@ -538,7 +538,6 @@ def main():
                       description=purpose)
     if folder is None: raise SystemExit('error: which run? python -m golf_nb.ttt RUN_DIR [options]')
     def bar(chunks, total): return tqdm(chunks, 'adapting', total, leave=False, disable=None)
-    keep_memory()
     try: scores = score_run(folder, chosen, bar)
     except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
     write_atomically(folder/'scores.json', json.dumps(scores, indent=1).encode())

@@ -7,7 +7,7 @@ import torch
 
 from golf_nb.data import get_dataset
 from golf_nb.presets import get
-from golf_nb.trainer import fit, joined, keep_log, prime, resume, start
+from golf_nb.trainer import fit, keep_log, prime, process_group, resume, start
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('preset')
@@ -37,7 +37,7 @@ config = replace(
     data=replace(mini.data, seq_len=chosen.seq_len, batch_tokens=chosen.tokens))
 torch.use_deterministic_algorithms(True)
 chosen.out.mkdir(parents=True, exist_ok=True)
-with joined() as process:
+with process_group() as process:
     run = start(config, get_dataset(config.data.source, config.model.vocab), process)
     if chosen.nudge:
         w = run.model.embed.data

@@ -23,6 +23,11 @@ def chapters(root):
     return [path for path in notebooks(root) if re.fullmatch(r'\d\d[a-z]?_\w+', path.stem)]
 
 
+def core(root):
+    "The chapters that are no part of a wing (`nbs/<wing>/NN_name.ipynb`)."
+    return [path for path in chapters(root) if path.parent == root/'nbs']
+
+
 def modules(root):
     "The modules of the package, without the two that nbdev writes for itself."
     generated = ('__init__.py', '_modidx.py')

@@ -361,7 +361,7 @@ def test_naive_predictors_by_hand(loop):
     for name, factor in powers.items(): assert np.isclose(twice[name], factor*found[name])
     assert np.isclose(twice['log10_spectral_product'] - found['log10_spectral_product'], np.log10(2))
     seen, readers = {}, {'attn_in': 'qkv', 'o_in': ('o',), 'mlp_in': ('up',), 'down_in': ('down',)}
-    model(INPUTS, see=lambda v, name, x: seen.update({(v, name): x}))
+    model(INPUTS, hook=lambda v, name, x: seen.update({(v, name): x}))
     total = 0.
     for v, layer in enumerate(model.config.schedule):
         for name, matrices in readers.items():

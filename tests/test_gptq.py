@@ -28,7 +28,8 @@ from golf_nb.gptq import (
     single_step_codes,
     stored_grid,
 )
-from golf_nb.model import build, compile_parts
+from golf_nb.kernels import choose
+from golf_nb.model import build
 from golf_nb.presets import PRESETS, get
 from golf_nb.quant import (
     Codes,
@@ -297,11 +298,11 @@ def test_hessians_of_our_models_are_sums_over_visits():
         for p in model.parameters():
             p.add_(.05*torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     text, schedule, seen = torch.randint(1024, (2, 1, 24)), model.config.schedule, {}
-    def see(v, name, x):
+    def hook(v, name, x):
         readers = [f'blocks.{schedule[v].block}.{matrix}' for matrix in READERS.get(name, ())]
         for reader in ['embed'] if name == 'head_in' else readers:
             seen.setdefault(reader, []).append(x.detach().flatten(0, 1).double())
-    for tokens in text: model(tokens, see=see)
+    for tokens in text: model(tokens, hook=hook)
     found = collect_hessians(model, text)
     assert set(found) == set(seen) and len(seen['blocks.2.q']) == 6 and len(seen['blocks.0.q']) == 2
     for name, parts in seen.items():
@@ -318,7 +319,7 @@ def test_hessians_of_our_models_are_sums_over_visits():
 def test_a_compiled_model_is_measured_as_it_is():
     model, text = build(get('tiny').model, seed=0), torch.randint(2048, (1, 1, 20))
     plain, written = collect_hessians(model, text), generate_text(model, 2, 6, seed=0)
-    compile_parts(model)
+    model = model.with_kernels(choose(compiled=True))
     for name, hessian in collect_hessians(model, text).items(): assert torch.equal(hessian, plain[name])
     assert torch.equal(generate_text(model, 2, 6, seed=0), written) and model.training
 

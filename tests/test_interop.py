@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golf_nb import interop
+from golf_nb.evaluate import as_run
 from golf_nb.gptq import feedback, round_matrix
 from golf_nb.interop import (
     PULL_REQUESTS,
@@ -38,7 +39,6 @@ from golf_nb.interop import (
     unshuffle_bytes,
     xsa_per_visit,
 )
-from golf_nb.model import as_run
 from golf_nb.presets import get
 from golf_nb.quant import Grid, from_codes
 from golf_nb.vectors_model import _visits_as_run
@@ -223,8 +223,8 @@ def test_first_weights_repeat(reference):
 
 def test_as_run_keeps_the_parameters_apart(reference):
     z = opened(reference, 'pr927/forward')
-    model, same = model_of(z), model_of(z)
-    as_run(model, 927)
+    same = model_of(z)
+    model = as_run(same, 927)
     assert {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16} == \
            {'embed', 'bigram.table', 'value_embed.table'}
     with torch.no_grad(): rough, exact = model(z.ids('input_ids')), same(z.ids('input_ids'))

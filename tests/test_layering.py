@@ -3,11 +3,11 @@ import ast
 import re
 
 import pytest
-from reading import ROOT, cells, chapters, exported, modules, nodes, notebooks, source, write_notebook
+from reading import ROOT, cells, chapters, core, exported, modules, nodes, notebooks, source, write_notebook
 
 def layers(root):
-    "Module name -> number of its notebook."
-    return {path.stem.split('_', 1)[1]: path.stem.split('_')[0] for path in chapters(root)}
+    "Module name -> number of its notebook; the wing `kernels` is below the one module that chooses from it."
+    return {path.stem.split('_', 1)[1]: path.stem.split('_')[0] for path in core(root)} | {'kernels': '12~'}
 
 
 def targets(path):
@@ -25,8 +25,9 @@ def targets(path):
 def upward_imports(root):
     "Imports of a module that is not below the importer, in notebooks and in the package."
     number = layers(root)
-    importers = [(path, number[path.stem.split('_', 1)[1]]) for path in chapters(root)]
-    importers += [(path, number.get(path.stem, '')) for path in modules(root)]
+    importers = [(path, number[path.stem.split('_', 1)[1]]) for path in core(root)]
+    importers += [(path, number.get(path.stem, '')) for path in modules(root)
+                  if path.parent == root/'golf_nb']
     return [f'{path.name} imports {target}, which is not below it' for path, layer in importers
             for target in targets(path) if number.get(target, '~') >= layer]
 
@@ -42,9 +43,10 @@ def misnamed(root):
     found, used = [], {}
     for path in chapters(root):
         default = re.search(r'#\|\s*default_exp\s+(\S+)', '\n'.join(source(cell) for cell in cells(path)))
-        name = default and default[1]
-        if name != path.stem.split('_', 1)[1]: found.append(f'{path.name} exports {name}')
-        number = path.stem.split('_')[0]
+        name, wing = default and default[1], '' if path.parent == root/'nbs' else f'{path.parent.name}.'
+        if name not in (wing + path.stem.split('_', 1)[1], f'{wing}__init__'):
+            found.append(f'{path.name} exports {name}')
+        number = wing + path.stem.split('_')[0]
         if number in used: found.append(f'{path.name} has the number of {used[number]}')
         used[number] = path.name
     return found

@@ -39,8 +39,8 @@ def test_scoring_a_stride_reads_out_only_its_positions(preset):
     "The last visit and the head run on the last positions; keys and values on all."
     model, seen = build(get(preset).model, device='meta'), {}
     text = torch.zeros(3, 512, dtype=torch.long, device='meta')
-    def see(v, name, x): seen[v, name] = x.shape
-    nats = model.token_nats(text, text, last_n=64, dtype=torch.bfloat16, see=see)
+    def hook(v, name, x): seen[v, name] = x.shape
+    nats = model.token_nats(text, text, last_n=64, dtype=torch.bfloat16, hook=hook)
     last = len(model.config.schedule) - 1
     assert nats.shape == (3, 64)
     assert seen[last, 'attn_in'][1] == 512 and seen[last, 'down_in'][1] == seen[last, 'o_in'][1] == 64

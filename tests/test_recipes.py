@@ -16,10 +16,10 @@ from safetensors import safe_open
 
 from golf_nb import audit_folders
 from golf_nb.artifact import load, read_header
+from golf_nb.layers import compiler
 from golf_nb.presets import get
 from golf_nb.quant import Codes
 from golf_nb.report import read_log, summary
-from golf_nb.tiles import compiler
 from golf_nb.trainer import TrainingError, train
 
 HERE = Path(__file__).parent
@@ -97,6 +97,7 @@ SWITCH = """
 from dataclasses import replace
 import torch
 from golf_nb.data import get_dataset
+from golf_nb.layers import compiler
 from golf_nb.presets import get
 from golf_nb.schedule import from_order
 from golf_nb.trainer import Process, prime, start, train_step

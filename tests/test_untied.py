@@ -44,9 +44,9 @@ def test_an_error_in_one_visit_leaves_earlier_layers_alone(model, tokens):
     "And moves every later one."
     def outputs(weights):
         found = {}
-        def see(v, name, x):
+        def hook(v, name, x):
             if name == 'out': found[v] = x
-        model(tokens[0], weights=weights, see=see)
+        model(tokens[0], weights=weights, hook=hook)
         return found
     w = own_weights(model)[3]
     changed = outputs([None]*3 + [w._replace(up=w.up + 0.01)] + [None]*4)
@@ -56,7 +56,7 @@ def test_an_error_in_one_visit_leaves_earlier_layers_alone(model, tokens):
 
 def test_seeing_changes_nothing_and_sees_every_layer(model, tokens):
     seen = []
-    logits = model(tokens[0], see=lambda v, name, x: seen.append((v, name)))
+    logits = model(tokens[0], hook=lambda v, name, x: seen.append((v, name)))
     assert torch.equal(logits, model(tokens[0]))
     names = {'in', 'attn_in', 'o_in', 'mlp_in', 'down_in', 'out'}
     for v in range(len(SCHEDULE)): assert {name for w, name in seen if w == v} >= names

@@ -14,7 +14,8 @@ import torch
 from golf_nb.artifact import write_atomically
 from golf_nb.config import TTTConfig
 from golf_nb.data import get_dataset
-from golf_nb.evaluate import DTYPES, load_model, sliding
+from golf_nb.evaluate import load_model, sliding
+from golf_nb.layers import DTYPES
 from golf_nb.ttt import NOT_LEGAL, ValidationTraining, score_first, train_on_validation
 
 HERE = Path(__file__).parent
