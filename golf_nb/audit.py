@@ -1053,7 +1053,7 @@ def run(
     revealing: Callable[[int], bool] = lambda chunk: True,   # is this chunk revealed after its score?
     before_score: Callable | None = None,   # called with (lo, hi, inputs) when a chunk is about to be scored
     pad: int | None = None,         # pad by this id
-    promised: int | None = None,    # length that the predictor is told; None: that of the stream
+    promised: int | None = None,    # length announced to the predictor; None: that of the stream
 ) -> Pass:
     "Score a stream, chunk after chunk."
     seen, begin = Pass(cuts), time.monotonic()
@@ -1506,9 +1506,9 @@ def _agree(party: Party, stream: Stream) -> tuple[str, Stream, Pass]:
     tries = [(kind, first) for first in {stream.first: 0, 1: 0} for kind in KINDS]
     seen = []
     for kind, first in tries:
-        begun = unscored_copy(stream, first)
+        restarted = unscored_copy(stream, first)
         cuts = [first, first + 1, *(c for c in (first + 2, first + 6) if c < len(stream))]
-        seen.append((kind, begun, run(party, unscored_copy(stream, first), cuts, kind=kind)))
+        seen.append((kind, restarted, run(party, unscored_copy(stream, first), cuts, kind=kind)))
         error = seen[-1][2].error
         if error is None: return seen[-1]
         if getattr(error, 'kind', '') in ('TimeoutError', 'PermissionError', 'AuditError', 'UnrevealedError'):
@@ -1536,11 +1536,11 @@ def audit(
     try:
         copy, channel = party.search(stream)
         if not copy and isinstance(artifact, bytes | bytearray): copy = holdings(artifact, stream, 'artifact')
-        kind, begun, first = _agree(party, stream)
+        kind, restarted, first = _agree(party, stream)
         rng = np.random.default_rng([seed, len(stream)])
-        cuts = random_cuts(len(stream), begun.first, rng, first.facts.get('boundaries', ()))
+        cuts = random_cuts(len(stream), restarted.first, rng, first.facts.get('boundaries', ()))
         prober = Prober(party, stream.vocab, rng, cuts, many, values)
-        case = Case(party, begun, cuts, kind, rng, prober=prober)
+        case = Case(party, restarted, cuts, kind, rng, prober=prober)
         case.base = case.again(before_score=case.prober)
         case.twin = case.again()
         if case.sound: _promise(case, many)

@@ -43,7 +43,7 @@ class CompoundingError(ValueError): "An analysis that cannot be done, and what t
 
 @dataclass(frozen=True, eq=False)
 class Untied:
-    "A model with an error at every site, in any amount. Sites are the visits; the last may be all other parameters."
+    "A model with an error at every site, in any amount: at each visit, and perhaps in all other parameters."
     model: Model
     schedule: Schedule
     visits: tuple[Weights, ...]        # error of the matrices of each virtual layer

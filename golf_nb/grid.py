@@ -125,7 +125,7 @@ KEYS = {'like', 'preset', 'scale', 'set', 'arms', 'only', 'seeds', 'more_seeds',
 def read_grid(
     path: Path,            # a JSON file
 ) -> dict:                 # its values, with those of the grid that it is like
-    "Read a grid; what it says replaces what its model says, and fields to `set` are added."
+    "Read a grid; its values replace those of the grid it is `like`, and fields to `set` are added."
     try: values = json.loads(path.read_text())
     except OSError as error: raise GridError(f'{path}: {error.strerror}') from None
     except json.JSONDecodeError as error:
@@ -201,7 +201,7 @@ def read_records(
 def state_of(
     job: Job,
 ) -> str:       # 'done', 'failed: ..', 'outdated', 'to measure', 'begun', or 'new'
-    "Say how far a run is."
+    "Find the state of a run."
     record = read_record(job.record)
     if record and record['net'] != job.net: return 'outdated'
     if record and 'failed' in record: return f'failed: {record["failed"]}'
@@ -214,8 +214,8 @@ def state_of(
 
 def steps_done(
     job: Job,
-) -> float:      # share of its training, 0..1, as far as the log tells
-    "Say how far training is."
+) -> float:      # share of its training, 0..1, by the log
+    "Estimate how far training is."
     log = job.folder/'log.jsonl'
     found = re.findall(rb'^\{"step": (\d+)', log.read_bytes()[-4000:], re.MULTILINE) if log.exists() else []
     return min(int(found[-1])/job.config.steps, 1.) if found else 0.
@@ -226,7 +226,7 @@ def share_of(
     share: int,             # of this machine, 0..shares-1
     shares: int,
 ) -> list[Job]:
-    "Divide the runs: disjoint, whatever is done already; runs of one net stay together."
+    "Divide the runs into disjoint shares, whatever their state; runs of one net stay together."
     if not 0 <= share < shares:
         raise GridError(f'--share {share}/{shares}: the first number is 0..{shares - 1}')
     nets = list(dict.fromkeys(job.net for job in jobs))
@@ -237,7 +237,7 @@ def share_of(
 def alone(
     folder: Path,              # a run directory; made if it is not there
 ) -> Iterator[None]:
-    "Wait until no other process works in a folder; a process that dies gives it back."
+    "Wait until no other process works in a folder; the lock ends with the process."
     import fcntl  # not on Windows, where grids cannot run
     folder.mkdir(parents=True, exist_ok=True)
     with (folder/'.lock').open('a') as file:
@@ -373,7 +373,7 @@ ONE_THREAD = {name: '1' for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'TORC
 
 
 def follow_parent():
-    "End this process when the one that started it is gone."
+    "End this process when its parent has ended."
     parent = os.getppid()
     def watch():
         while os.getppid() == parent: time.sleep(0.5)
@@ -385,7 +385,7 @@ def work_on(
     job: Job,
     say=print,            # where messages go
 ) -> int:                 # exit status
-    "Be the worker of one run: compile if that is possible, and leave a record whatever happens."
+    "Work on one run, and leave a record whatever happens."
     import torch
 
     from golf_nb.model import keep_memory
@@ -416,11 +416,11 @@ class Workers:
             if job.net in busy: continue
             busy.add(job.net)
             self.waiting.remove(job)
-            alone = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+            environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
             words = [*self.command, '--job', f'{job.grid}/{job.name}']
             job.folder.mkdir(parents=True, exist_ok=True)
-            with (job.folder/'worker.txt').open('wb') as said:
-                process = subprocess.Popen(words, stdout=said, stderr=said, env=alone | ONE_THREAD)
+            with (job.folder/'worker.txt').open('wb') as output:
+                process = subprocess.Popen(words, stdout=output, stderr=output, env=environment | ONE_THREAD)
             self.running[process] = job
 
     def ended(self) -> list[tuple[Job, int]]:
@@ -443,9 +443,9 @@ def outcome(
     record = read_record(job.record) or {}
     if status == STOPPED: return f'{job.grid} {job.name}: stopped, saved'
     if status and not (record.get('net') == job.net and 'failed' in record):
-        said = (job.folder/'worker.txt').read_text(errors='replace').strip().splitlines()
+        output = (job.folder/'worker.txt').read_text(errors='replace').strip().splitlines()
         how = f'ended by signal {-status}' if status < 0 else f'ended with status {status}'
-        record_failure(job, f'{how}: {said[-1]}' if said else how)
+        record_failure(job, f'{how}: {output[-1]}' if output else how)
         record = read_record(job.record)
     if 'failed' in record: return f'{job.grid} {job.name}: FAILED: {record["failed"]}'
     bpb, seconds = record['bpb'], record['cost']['train_seconds'] + record['measure_seconds']
@@ -453,7 +453,7 @@ def outcome(
     return f'{job.grid} {job.name}: {bpb["pre_quant"]:.4f} bpb, gap {gap:+.4f}, {seconds:.0f} s'
 
 
-MEASURING = 0.2      # of the time of training, about: what a net that is trained already still takes
+MEASURING = 0.2      # rough share of the training time that measuring takes
 
 
 def clock(
@@ -505,15 +505,15 @@ def parse(
     "Read the command line."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.grid', description=PURPOSE)
     parser.add_argument('grids', nargs='+', type=Path, metavar='GRID', help='e.g. nbs/experiments/e01.json')
-    parser.add_argument('--list', action='store_true', help='only say how far each run is')
+    parser.add_argument('--list', action='store_true', help='only print the state of each run')
     parser.add_argument('--only', default='*', metavar='PATTERN', help="runs whose name fits, e.g. 'R4-*'")
     parser.add_argument('--workers', type=int, default=2, metavar='N',
                         help='processes with one thread each (default 2); 0: all runs in this process')
     parser.add_argument('--share', metavar='I/N',
-                        help='the I-th (from 0) of N shares; default: as torchrun says')
-    parser.add_argument('--retry', action='store_true', help='try failed runs once more')
+                        help='the I-th (from 0) of N shares; default: rank and world of torchrun')
+    parser.add_argument('--retry', action='store_true', help='retry failed runs')
     parser.add_argument('--again', action='store_true',
-                        help='run finished ones anew as well; their records move to runs/before')
+                        help='rerun finished ones as well; their records move to runs/before')
     parser.add_argument('--toy', action='store_true', help='toy size, in seconds, into runs/toy')
     parser.add_argument('--job', help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -549,7 +549,7 @@ def chosen_jobs(
 def set_aside(
     jobs: Sequence[Job],
 ) -> None:
-    "Make finished runs new: records move to `before`, beside the folder of nets, which are removed."
+    "Reset finished runs: move their records to `before`, and remove their nets."
     for job in jobs:
         if job.record.exists():
             before = job.runs.parent/'before'/job.record.relative_to(job.results)
@@ -584,18 +584,18 @@ def main(
     if options.toy and todo: toy_text(Path(TOY[2]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: return int(_run(todo, options, say) > 0)
-    except KeyboardInterrupt: sys.exit('stopped; the same command goes on where this one was')
+    except KeyboardInterrupt: sys.exit('stopped; run the same command to continue')
 
 
 def _run(jobs: Sequence[Job], options: argparse.Namespace, say) -> int:
-    "Run them in workers, or here; the number of failures."
+    "Run jobs in workers, or here; count the failures."
     if options.workers == 0: return _in_this_process(jobs, say)
     words = [sys.executable, '-m', 'golf_nb.grid', *map(str, options.grids), *['--toy']*options.toy]
     return run_all(jobs, words, options.workers, say)
 
 
 def _in_this_process(jobs: Sequence[Job], say) -> int:
-    "Run one after the other; the number of failures."
+    "Run jobs one after the other; count the failures."
     failed = 0
     for job in jobs:
         status = work_on(job, say)

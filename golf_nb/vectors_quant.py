@@ -65,7 +65,7 @@ _LEAST = 65536            # elements; what has more is quantized
 
 
 def _bits(pr: int, name: str, own: int = 6, in_mlp: int = 0) -> int:
-    "Bits of the codes of a matrix; `own`, `in_mlp`: what #927 was told (0: no other ones in an MLP)."
+    "Bits of the codes of a matrix; `own`, `in_mlp`: #927's bit settings (0: same as the others)."
     if pr == 927:
         if not ('shared_blocks.' in name or 'bigram.proj.' in name): return 8
         return in_mlp if in_mlp and '.mlp.' in name else own
@@ -162,8 +162,8 @@ def _weights(part: Codes | Tensor, dtype: torch.dtype) -> Tensor:
 def _exported(z: Vectors, case: str, least: int) -> Iterator[Comparison]:
     "Export all tensors of one case, and compare codes, steps, and what they stand for."
     pr, theirs = z.pr(), json.loads(str(z[f'{case}/meta']))
-    said = theirs['src_dtypes'].items()
-    dtypes = {name: getattr(torch, dtype.removeprefix('torch.')) for name, dtype in said}
+    dtypes = {name: getattr(torch, dtype.removeprefix('torch.'))
+              for name, dtype in theirs['src_dtypes'].items()}
     sources = {name: z.tensor(f'{case}/src/{name}').to(dtype) for name, dtype in dtypes.items()}
     config = z.config()
     bits = config.get('qat_bits', 6), config.get('qat_mlp_bits', 0)
@@ -339,8 +339,8 @@ def _mixed_case(z: Vectors) -> Iterator[Comparison]:
             yield same(f'out/{name}.scale', part.steps)
         else: yield same(f'out/{name}', part)
         kind = _name(getattr(part, 'codes', part).dtype)
-        if (said := dtypes.get(name, dtypes.get(f'{name}.q', kind))) != kind:
-            raise InteropError(f'{name}: stored as {kind}, theirs as {said}')
+        if (recorded := dtypes.get(name, dtypes.get(f'{name}.q', kind))) != kind:
+            raise InteropError(f'{name}: stored as {kind}, theirs as {recorded}')
         if f'deq/{name}' in z: yield same(f'deq/{name}', _weights(part, w.dtype))
     if 'vec_in' in z:
         vector = one_step(z.tensor('vec_in'), 6, half=True)
@@ -415,7 +415,7 @@ def _file_1406_case(z: Vectors) -> Iterator[Comparison]:
 def _sizes_1406(
     z: Vectors, coded: Mapping[str, Codes], plain: Mapping[str, Tensor], kinds: Mapping[str, Any],
 ) -> str:
-    "Prune as #1406 did, to its own target, and say what comes out beside what its log says."
+    "Prune as #1406 did, to its own target; report the result beside its log."
     start = z.beside('e2e_init').config()
     program = int(_logged(z, 'Code size:').split()[2])                   # its bytes count, too
     def size(parts):
@@ -450,12 +450,12 @@ def _pruned(
     count = max(sum(ours[name].numel() for name in alone), 1)
     wrong = sum(int((ours[name] != theirs[name]).sum()) for name in alone)/count
     apart = sum(int((coded[name].codes != twin[name].codes).sum()) for name in alone)/count
-    said = f'share of other codes without recorded Hessians; {apart:.1g} with Hessians in fp32'
+    source = f'share of other codes without recorded Hessians; {apart:.1g} with Hessians in fp32'
     for name, part in coded.items():
         array = f'out/{_theirs(name)}.q'
         yield same(f'out/{_theirs(name)}.scale', part.steps)
         if name not in alone: yield same(array, ours[name])
-        else: yield Comparison(array, ours[name], max(.005, 4*apart), said, lambda _: wrong)
+        else: yield Comparison(array, ours[name], max(.005, 4*apart), source, lambda _: wrong)
 
 # %% ../nbs/25_vectors_quant.ipynb #2756cc4f
 QUANT_KINDS = [

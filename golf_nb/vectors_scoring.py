@@ -45,8 +45,8 @@ def _table(z: Vectors, base: str, space: str = 'has_leading_space', edge: str = 
     return ByteTable(z[base].astype(np.int16), z[space], z[edge])
 
 
-def _compared(scores: Scores, z: Vectors, names: Mapping[str, str], at: str = '') -> Iterator[Comparison]:
-    "Compare what was scored; `names`: their names of ours."
+def _score_facts(scores: Scores, z: Vectors, names: Mapping[str, str], at: str = '') -> Iterator[Comparison]:
+    "Compare scores; `names` maps our names to theirs."
     nats, count = float(scores.nll.sum()), len(scores.nll)
     starts = scores.window[np.diff(scores.window, prepend=-1) != 0]
     facts = {'nll': scores.nll, 'loss': nats/count, 'bpb': scores.bpb, 'total': nats, 'count': count,
@@ -73,7 +73,7 @@ def _hybrid_case(z: Vectors) -> Iterator[Comparison]:
     for at, tokens in (('', z['val_tokens']), ('untrimmed/', z['tokens'])):
         cut = windows(len(tokens) - 1, window, config['stride'], 'drop-341')
         scores = sliding(model, tokens, window, config['stride'], **options)
-        yield from _compared(scores, z, _RECORDED, at)
+        yield from _score_facts(scores, z, _RECORDED, at)
         yield same(f'{at}scored_target', tokens[scores.position + 1])
         yield same(f'{at}window_score_from', [w.score - w.start for w in cut])
         sums = [scores.nll[scores.window == w.start].sum() for w in cut]
@@ -81,7 +81,7 @@ def _hybrid_case(z: Vectors) -> Iterator[Comparison]:
         for name in ranks:
             rank, world = map(int, name.removeprefix('rank').split('of'))
             share = sliding(model, tokens, window, config['stride'], rank=rank, world=world, **options)
-            yield from _compared(share, z, _RECORDED, f'{at}{name}/')
+            yield from _score_facts(share, z, _RECORDED, f'{at}{name}/')
 
 
 def _cases_case(z: Vectors) -> Iterator[Comparison]:
@@ -98,7 +98,7 @@ def _cases_case(z: Vectors) -> Iterator[Comparison]:
             options = dict(bytes=table, tail=tail, rank=rank, world=world, batch=5)
             scores = sliding(model, tokens, window, stride, **options)
             at = f'{case}/rank{rank}/' if f'{case}/rank{rank}/val_loss' in z else f'{case}/'
-            yield from _compared(scores, z, names, at)
+            yield from _score_facts(scores, z, names, at)
             if f'{at}targets' in z: yield same(f'{at}targets', tokens[scores.position + 1])
 
 
@@ -109,10 +109,10 @@ def _loop3_case(z: Vectors) -> Iterator[Comparison]:
     scores = sliding(model, tokens, window, config['eval_stride'], bytes=table, batch=config['batch_seqs'])
     names = _NAMES | dict(nll='per_token_nll', start='per_token_window_start', token_bytes='per_token_bytes',
                           starts='window_starts')
-    yield from _compared(scores, z, names)
+    yield from _score_facts(scores, z, names)
     whole = tokens[:(len(tokens) - 1)//window*window + 1]
     plain = sliding(model, whole, window, window, bytes=table, batch=int(z['plain_batch_seqs']))
-    yield from _compared(plain, z, _NAMES, 'plain_')
+    yield from _score_facts(plain, z, _NAMES, 'plain_')
 
 # %% ../nbs/26_vectors_scoring.ipynb #8da5cac0
 def _chunk_sums(run) -> Iterator[Comparison]:
@@ -123,7 +123,7 @@ def _chunk_sums(run) -> Iterator[Comparison]:
 
 
 def _step_facts(run, names: Mapping[str, str], z: Vectors, tolerance: float = 1e-4) -> Iterator[Comparison]:
-    "What each optimizer step did."
+    "Compare what each optimizer step did."
     for ours, theirs in names.items():
         if theirs not in z: continue
         value = [getattr(step, ours) for step in run.steps]
@@ -137,15 +137,15 @@ def _finals(z: Vectors, model: Model, prefix: str, tolerance: float = 1e-5) -> I
         if f'{prefix}{name}' in z: yield near(f'{prefix}{name}', ref.detach(), tolerance, README)
 
 
-def _moved(z: Vectors, model: Model, prefix: str, share: float) -> Iterator[Comparison]:
-    "Weights after adaptation, by the root mean square of what is wrong with the displacement of them all."
+def _displaced(z: Vectors, model: Model, prefix: str, share: float) -> Iterator[Comparison]:
+    "Compare adapted weights by the RMS error of their joint displacement."
     refs = {f'{prefix}{name}': (name, ref) for name, ref, _ in reference_items(model, z.pr())}
     refs = {array: pair for array, pair in refs.items() if array in z}
     if not refs: return
-    ways = [z.arrays[array].astype(np.float64) - z[f'param/{name}'] for array, (name, _) in refs.items()]
-    total = sum(way.size for way in ways)
-    bound, wrong = share*np.sqrt(sum(np.square(way).sum() for way in ways)/total), [0.]
-    def measure(apart):      # of this array and all before it: the last one says the whole
+    moves = [z.arrays[array].astype(np.float64) - z[f'param/{name}'] for array, (name, _) in refs.items()]
+    total = sum(move.size for move in moves)
+    bound, wrong = share*np.sqrt(sum(np.square(move).sum() for move in moves)/total), [0.]
+    def measure(apart):      # of this array and all before it: the last covers all
         wrong.append(wrong[-1] + float(np.square(apart).sum()))
         return float(np.sqrt(wrong[-1]/total))
     for array, (_, ref) in refs.items():
@@ -161,7 +161,7 @@ def _cycle_case(z: Vectors) -> Iterator[Comparison]:
                        freeze_blocks=config['ttt_freeze_blocks'])
     options = dict(tail='rescore-927', batch=config['score_batch_seqs'])
     run = score_first(model, tokens, window, stride, chosen, bytes=table, **options)
-    yield from _compared(run, z, _RECORDED)
+    yield from _score_facts(run, z, _RECORDED)
     yield same('scored_target', tokens[run.position + 1])
     machine = ScoreFirst(model, len(tokens) - 1, window, stride, chosen, **options)
     yield from _window_facts(machine, z)
@@ -193,7 +193,7 @@ def _share_facts(machine, stream, table, z: Vectors, at: str) -> Iterator[Compar
     nll, where, start = (np.concatenate(column) for column in zip(*parts, strict=True))
     scores = Scores(nll, where, table.token_bytes(stream[where + 1], stream[where]), start)
     yield from _window_facts(machine, z, at)
-    yield from _compared(scores, z, {'loss': 'val_loss', 'bpb': 'val_bpb'}, at)
+    yield from _score_facts(scores, z, {'loss': 'val_loss', 'bpb': 'val_bpb'}, at)
 
 # %% ../nbs/26_vectors_scoring.ipynb #a5bef520
 def _loop3_ttt_case(z: Vectors) -> Iterator[Comparison]:
@@ -203,7 +203,7 @@ def _loop3_ttt_case(z: Vectors) -> Iterator[Comparison]:
     chosen = TTTConfig('sgd', config['ttt_lr'], config['ttt_momentum'], config['ttt_epochs'],
                        config['ttt_chunk_tokens'], config['batch_seqs'], config['grad_clip'])
     run = score_first(model, tokens, window, stride, chosen, bytes=table)
-    yield from _compared(run, z, _NAMES | dict(nll='per_token_nll', starts='chunk_window_start'))
+    yield from _score_facts(run, z, _NAMES | dict(nll='per_token_nll', starts='chunk_window_start'))
     yield same('per_token_chunk', run.chunk)
     own = _window_chunks(run)
     yield same('chunk_window_chunk', own)
@@ -220,7 +220,7 @@ def _window_chunks(run) -> list[int]:
 
 # %% ../nbs/26_vectors_scoring.ipynb #0dcca61a
 def _replay_config(args: Mapping[str, Any]) -> TTTConfig:
-    "#1406's settings of one case; those of 6 April begin with eval_, and its thresholds see nothing."
+    "#1406's settings of one case; those of 6 April begin with eval_, and its thresholds have no effect."
     april = 'eval_ttt_lr' in args
     def get(name): return args[f'eval_ttt_{name}' if april else f'ttt_{name}']
     adapt, muon = get('entropy_adapt'), get('muon')
@@ -242,7 +242,7 @@ def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
                           tail='rescore-927', batch=facts['batch_seqs'])
         muon = chosen.update == 'muon'
         names = {key: name for key, name in _NAMES.items() if not (muon and key in ('nll', 'loss', 'bpb'))}
-        yield from _compared(run, z, names | {'position': 'position'}, at)
+        yield from _score_facts(run, z, names | {'position': 'position'}, at)
         if muon:
             yield Comparison(f'{at}nll', run.nll, 5e-3, 'RMS, nats', rms)
             yield near(f'{at}val_loss', run.nll.mean(), 1e-4*np.log(2)*run.bytes/len(run.nll), README)
@@ -253,7 +253,7 @@ def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
         yield same(f'{at}train_steps_per_chunk', [sum(s.chunk == c for s in run.steps) for c in order[:-1]])
         yield near(f'{at}chunk_nll', run.chunk_nll/run.chunk_tokens, 5e-3 if muon else 1e-4, BOUND)
         yield near(f'{at}train_losses', [s.nats for s in run.steps], 2e-2 if muon else 1e-4, BOUND)
-        if muon: yield from _moved(z, run.model, f'{at}final/', 0.02)
+        if muon: yield from _displaced(z, run.model, f'{at}final/', 0.02)
         else: yield from _finals(z, run.model, f'{at}final/')
         yield from _sums(z, run.model, f'{at}final_sum/', muon)
 
@@ -263,8 +263,8 @@ def _sums(z: Vectors, model: Model, prefix: str, muon: bool) -> Iterator[Compari
     for name, ref, _ in reference_items(model, z.pr()):
         if (array := f'{prefix}{name}') not in z: continue
         value = ref.detach().double()
-        way = value - torch.from_numpy(z[f'param/{name}']).double()
-        bound = 0.02*way.square().mean().sqrt().item() if muon else 1e-5
+        displacement = value - torch.from_numpy(z[f'param/{name}']).double()
+        bound = 0.02*displacement.square().mean().sqrt().item() if muon else 1e-5
         yield near(array, value.sum(), max(bound*value.numel(), 1e-5), f'{bound:.1e} an element')
 
 # %% ../nbs/26_vectors_scoring.ipynb #c83a396a
@@ -276,7 +276,7 @@ def _prequant_case(z: Vectors) -> Iterator[Comparison]:
         0.1 if args['ttt_cosine_decay'] else 1., args['ttt_freeze_blocks'])
     trained, losses = train_on_validation(model, z['tokens'], args['train_seq_len'], chosen)
     yield near('batch_losses', losses, 1e-3, BOUND)
-    yield from _moved(z, trained, 'final/', 2e-3)
+    yield from _displaced(z, trained, 'final/', 2e-3)
 
 # %% ../nbs/26_vectors_scoring.ipynb #db6d299a
 SCORING_KINDS = [

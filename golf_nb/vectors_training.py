@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'OPTIM_KINDS', 'TRAINING_KINDS', 'recipe', 'muon_path', 'shards', 'begin', 'gradient_norm',
-           'gradients_from', 'nudged', 'beside', 'run_settings', 'Recorded', 'train_again']
+           'gradients_from', 'nudge', 'near_twin', 'run_settings', 'RecordedRun', 'train_again']
 
 # %% ../nbs/24_vectors_training.ipynb #691a9a8b
 import json
@@ -115,7 +115,7 @@ def muon_path(
     rates: Sequence[tuple[float, float]],     # learning rate and momentum of each step
     config: OptimConfig,
 ) -> Iterator[tuple[list[Tensor], list[Tensor | None]]]:  # matrices and momenta after each step
-    "Take steps of Muon with gradients that are given."
+    "Take steps of Muon with given gradients."
     model = _Matrices(start)
     muon = next(optimizer for optimizer in optimizers(model, config) if isinstance(optimizer, Muon))
     for step, (lr, momentum) in zip(grads, rates, strict=True):
@@ -129,7 +129,7 @@ def muon_path(
 RECORDED = f'{README}; sums as recorded'
 
 
-def _twice(
+def _two_ways(
     compare: Callable[[OptimConfig, float, str], Iterator[Comparison]], config: OptimConfig, lr: float,
 ) -> Iterator[Comparison]:
     "Compare one matrix at a time in the recorded order of sums, and batched as this machine sums."
@@ -159,7 +159,7 @@ def _named_muon_case(z: Vectors) -> Iterator[Comparison]:
                 if (before := f'param{s}_before_decay/{name}') in z:
                     yield near(before, w/(1 - c['lr'][s - 1]*decay), bound, source)
                 if buffer is not None: yield near(f'buf{s}/{name}', buffer, 1e-6, source)
-    yield from _twice(compare, recipe(pr, c), max(c['lr']))
+    yield from _two_ways(compare, recipe(pr, c), max(c['lr']))
     for name in z.names('ns_of_grad1/'):
         yield _orthogonal(name, z.tensor(name.replace('ns_of_grad1', 'grad1')), c['backend_steps'])
 
@@ -188,7 +188,7 @@ def _numbered_muon_case(z: Vectors) -> Iterator[Comparison]:
                 for i, (w, buffer) in enumerate(zip(stacked(now), stacked(buffers), strict=True)):
                     yield near(f'{prefix}p{s}/{i}', w, 1e-6 + apart, source)
                     yield near(f'{prefix}buf{s}/{i}', buffer, 1e-6 + s*apart*through, source)
-        yield from _twice(compare, recipe(pr, c | {'weight_decay': decay}), c['lr'])
+        yield from _two_ways(compare, recipe(pr, c | {'weight_decay': decay}), c['lr'])
     for name in z.names('ns'):
         steps, number = re.fullmatch(r'ns(\d)(?:/(\d+)|_2d)', name).groups()
         banks = [z.tensor(f'grad0/{i}') for i in range(count)]
@@ -210,7 +210,7 @@ def _muon_eq_case(z: Vectors) -> Iterator[Comparison]:
         for s, (now, _) in zip(steps, path, strict=True):
             for i, w in enumerate(now): yield near(f'param{s}{end}/{i}', w, 1e-6 + apart, source)
         for i, buffer in enumerate(path[-1][1]): yield near(f'momentum_buffer/{i}', buffer, 1e-6, source)
-    yield from _twice(compare, config, hyper['lr'])
+    yield from _two_ways(compare, config, hyper['lr'])
     yield from compare(replace(config, ns_dtype='fp32'), 0., f'{README}; Newton-Schulz in fp32', '_nsf32')
     for i in every: yield _orthogonal(f'ns_out/{i}', z.tensor(f'ns_in/{i}'), hyper['backend_steps'])
 
@@ -225,7 +225,7 @@ def _schedule_case(z: Vectors) -> Iterator[Comparison]:
         moments = zip(z[f'{case}/step'].tolist(), (z[f'{case}/elapsed_ms']/1000).tolist(), strict=True)
         clocks = [Clock(step, seconds, None if limit else total, limit or None) for step, seconds in moments]
         def rate(clock, limit=limit, total=total, rule=rule):
-            # when all steps are done, the original's formula says 1 again; no step is taken with it
+            # after the last step the original's formula gives 1 again; no step uses it
             return 1. if clock.step == total and not limit else rate_multiplier(clock, rule)
         yield near(name, [rate(clock) for clock in clocks], 1e-12, exact)
     momenta = [momentum_at(step, config) for step in z['momentum/step'].tolist()]
@@ -259,7 +259,7 @@ OPTIM_KINDS = [
 def shards(
     pieces: Sequence[np.ndarray],       # tokens of each shard
 ) -> Iterator[list[Path]]:
-    "Write shards that exist within this context."
+    "Write shards that exist only within this context."
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder)/f'{i:06}.bin' for i in range(len(pieces))]
         for path, tokens in zip(paths, pieces, strict=True): write_shard(path, tokens.astype(np.uint16))
@@ -276,7 +276,7 @@ def begin(
     quant: Mapping[str, Any],           # changes to the quantizer of the preset
     **changes,                          # to the run, e.g. steps=3
 ) -> Run:                               # at step 0, in fp32
-    "Put a run together as an original began it."
+    "Start a run as an original started it."
     base = get(PULL_REQUESTS[pr], 'full')
     model = from_reference(pr, params, settings)
     changes = dict(seconds=None, steps=1, precision='fp32', compile=False) | changes
@@ -293,7 +293,7 @@ def begin(
 def gradient_norm(
     run: Run,
 ) -> tuple[float, float]:               # loss and global L2 norm before clipping
-    "Look at the gradients of the next step, and leave everything as it was."
+    "Measure the gradients of the next step, and restore everything."
     state, config = run.loader.state(), run.config
     run.config = replace(config, optim=replace(config.optim, grad_clip=0.))
     loss = gradients(run, schedule_at(config, run.clock.progress)).item()
@@ -309,7 +309,7 @@ def gradients_from(
     pr: int,                            # number of the pull request
     grads: Mapping[str, np.ndarray],    # under the original's names
 ):
-    "Give the parameters gradients that were recorded."
+    "Set the gradients to recorded ones."
     ours = {name: torch.zeros_like(p) for name, p in run.model.named_parameters()}
     for place in places(run.model, pr): place.write(ours, torch.from_numpy(np.array(grads[place.name])))
     for name, p in run.model.named_parameters(): p.grad = ours[name]
@@ -324,7 +324,7 @@ def _owners(run: Run, pr: int) -> list[list[str]]:
 
 # %% ../nbs/24_vectors_training.ipynb #f4ae3a2b
 def _first_gradients(z: Vectors, run: Run) -> Iterator[Comparison]:
-    "Loss, norm, and clipped gradients of the first step."
+    "Compare loss, norm, and clipped gradients of the first step."
     loss, norm = gradient_norm(run)
     yield Comparison('train_loss', [loss], 1e-5, BOUND, part=(0, 1))
     if run.config.optim.grad_clip:
@@ -339,7 +339,7 @@ def _first_gradients(z: Vectors, run: Run) -> Iterator[Comparison]:
 
 
 def _first_update(z: Vectors, run: Run, clock: Clock) -> Iterator[Comparison]:
-    "Which optimizer owns what, and the first step from the recorded gradients."
+    "Compare which optimizer owns what, and the first step from the recorded gradients."
     groups = json.loads(str(z.arrays['groups']))   # in another order
     def kept(names): return sorted(name for name in names if z.arrays[f'param0/{name}'].size)
     theirs = sorted(kept(names) for parts in groups.values() for names in parts)
@@ -352,7 +352,7 @@ def _first_update(z: Vectors, run: Run, clock: Clock) -> Iterator[Comparison]:
     for name, w in to_reference(run.model, z.pr()).items(): yield near(f'param1/{name}', w, 1e-6, RECORDED)
 
 # %% ../nbs/24_vectors_training.ipynb #ef23676a
-def nudged(
+def nudge(
     params: Mapping[str, np.ndarray],   # under the original's names
     token: int,                         # that the run will see
 ) -> dict[str, np.ndarray]:
@@ -362,17 +362,17 @@ def nudged(
     return {**params, 'tok_emb.weight': table}
 
 
-def beside(
+def near_twin(
     array: str,                            # name of a recorded array
     ours: Any,                             # tensor, array, or numbers
     twin: Any,                             # the same of a run that began one ulp away
     tolerance: float,                      # largest accepted difference
     measure: Callable = largest,           # of the absolute differences of all entries
     part: tuple[int, int] | None = None,   # entries of the array that this is, from .. to; None: all
-    chaotic: bool = False,                 # is four times the twin's distance accepted, too?
+    chaotic: bool = False,                 # also accept four times the twin's distance?
     source: str = README,                  # where the tolerance comes from
 ) -> Comparison:
-    "Compare within a tolerance, or in chaos four times the distance of a twin that began one ulp away."
+    "Compare within a tolerance, or, in chaos, four times the distance of a twin that began one ulp away."
     ours, twin = (x.numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (ours, twin))
     apart = distance(twin, ours, measure)
     if chaotic and np.isfinite(apart): tolerance = max(tolerance, 4*apart)
@@ -410,20 +410,20 @@ def _train_steps_case(z: Vectors) -> Iterator[Comparison]:
         params = z.under('param0/')
         yield from _first_gradients(z, start(params))
         yield from _first_update(z, start(params), clocks[0])
-        run, twin = start(params), start(nudged(params, int(z['train_tokens'][0])))
+        run, twin = start(params), start(nudge(params, int(z['train_tokens'][0])))
         (losses, norms), (other, lengths) = _all_steps(run, clocks), _all_steps(twin, clocks)
     part = 1, len(losses)
-    yield beside('train_loss', losses[1:], other[1:], 1e-2, part=part, chaotic=True)
+    yield near_twin('train_loss', losses[1:], other[1:], 1e-2, part=part, chaotic=True)
     if optim.grad_clip:
-        yield beside('gradnorm_preclip', norms[1:], lengths[1:], 1e-2*max(norms), part=part, chaotic=True)
+        yield near_twin('gradnorm_preclip', norms[1:], lengths[1:], 1e-2*max(norms), part=part, chaotic=True)
     else: yield same('gradnorm_preclip', [])   # the original looks at norms only where it clips
     moved = to_reference(twin.model, pr)
     for name, w in to_reference(run.model, pr).items():
-        yield beside(f'param{len(scales)}/{name}', w, moved[name], 5e-3, rms, chaotic=True)
+        yield near_twin(f'param{len(scales)}/{name}', w, moved[name], 5e-3, rms, chaotic=True)
 
 # %% ../nbs/24_vectors_training.ipynb #a840e7f7
 def _validation(z: Vectors, run: Run, end: str, tolerance: float) -> Iterator[Comparison]:
-    "Plain evaluation of the validation tokens with the model as it is."
+    "Evaluate the validation tokens with the current model."
     c, tokens = z.config(), z['val_tokens']
     length = c['eval_seq_len']
     table = ByteTable(z['base_bytes'], z['has_leading_space'], z['is_boundary'])
@@ -458,7 +458,7 @@ def _looped_run_case(z: Vectors) -> Iterator[Comparison]:
                          depth_at=(c['enable_looping_at'],))
         params, loader = z.under('init/'), start(z.under('init/')).loader
         batches = [loader.next() for _ in z.arrays['batch_x']]
-        run, twin = start(params), start(nudged(params, int(batches[0][0][0, 0])))
+        run, twin = start(params), start(nudge(params, int(batches[0][0][0, 0])))
         noted, apart = _follow(run, c['iterations']), _follow(twin, c['iterations'])
     for part, rows in zip('xy', zip(*batches, strict=True), strict=True):
         yield same(f'batch_{part}', np.stack(rows))
@@ -467,7 +467,8 @@ def _looped_run_case(z: Vectors) -> Iterator[Comparison]:
     largest_norm = max(1., float(noted['grad_norm'].max()))
     bounds = {'train_loss': 5e-3 if rounded else 1e-5, 'grad_norm': (5e-2 if rounded else 1e-4)*largest_norm}
     for name, values in noted.items():
-        yield beside(name, values, apart[name], bounds.get(name, 1e-12), chaotic=rounded and name in bounds)
+        chaotic = rounded and name in bounds
+        yield near_twin(name, values, apart[name], bounds.get(name, 1e-12), chaotic=chaotic)
     yield from _ends(z, run, twin, rounded)
 
 
@@ -479,7 +480,7 @@ def _ends(z: Vectors, run: Run, twin: Run, rounded: bool) -> Iterator[Comparison
         ours, moved = to_reference(run.model, 1493), to_reference(twin.model, 1493)
         for name, w in ours.items():
             bound, measure = (5e-3, rms) if rounded else (1e-4, largest)
-            yield beside(f'final_{end}/{name}', w, moved[name], bound, measure, chaotic=rounded)
+            yield near_twin(f'final_{end}/{name}', w, moved[name], bound, measure, chaotic=rounded)
         yield from _validation(z, run, end, 5e-3 if rounded else 1e-5)
 
 # %% ../nbs/24_vectors_training.ipynb #e1c244de
@@ -520,8 +521,8 @@ def run_settings(
     return model, _RUN[pr] | given
 
 # %% ../nbs/24_vectors_training.ipynb #f011d956
-class Recorded:
-    "A recorded run of #1640 or #1406 that is done again; `losses` are in the order of their computation."
+class RecordedRun:
+    "A replay of a recorded run of #1640 or #1406; `losses` are in the order of their computation."
     def __init__(self, z: Vectors, params: Mapping[str, Any], paths: Sequence[Path]):
         self.pr = 1406 if any('qo_bank' in name for name in params) else 1640
         self.model, self.settings = run_settings(self.pr, z.config()['env'])
@@ -533,7 +534,7 @@ class Recorded:
                               {'qat_step': max(1, int(s['qat_start_fraction']*s['iterations']))})
 
     def begin(self, optim: OptimConfig, quant: Mapping[str, Any]) -> Run:
-        "Put a run together whose losses are noted."
+        "Start a run whose losses are recorded."
         s = self.settings
         data = dict(seq_len=s['train_seq_len'], batch_tokens=s['train_batch_tokens'], micro_batches=8)
         run = begin(self.pr, self.params, self.model, optim, self.paths, data, quant, steps=s['iterations'],
@@ -542,7 +543,7 @@ class Recorded:
         return run
 
     def listen(self, model: Model):
-        "Note every mean loss that a model computes from here on."
+        "Record every mean loss that a model computes from here on."
         plain = model.loss
         def loss(*args, **options):
             value = plain(*args, **options)
@@ -562,7 +563,7 @@ class Recorded:
 
 # %% ../nbs/24_vectors_training.ipynb #259cf40d
 def train_again(
-    ours: Recorded,
+    ours: RecordedRun,
 ) -> dict[str, int]:      # where in its `losses` the steps begin, and those on the grid
     "Prime, validate, train."
     run, s, at = ours.run, ours.settings, {}
@@ -582,7 +583,7 @@ def train_again(
 
 # %% ../nbs/24_vectors_training.ipynb #f0ad9446
 def _artifact(z: Vectors, pr: int) -> dict[str, Tensor]:
-    "What the recorded artifact holds, dequantized."
+    "Dequantize the recorded artifact."
     q = z.beside('e2e_quant')
     if pr == 1640:
         codes = {name: (w, q[f'scale/{name}']) for name, w in q.under('q/').items()}
@@ -598,13 +599,13 @@ def _artifact(z: Vectors, pr: int) -> dict[str, Tensor]:
     return stack_banks(weights, q.path.name) if pr == 1406 else weights
 
 
-def _no_bytes(ours: Recorded) -> ByteTable:
+def _no_bytes(ours: RecordedRun) -> ByteTable:
     "A table for scores in nats only."
     return ByteTable(*(np.zeros(ours.model['vocab_size'], kind) for kind in (np.int16, bool, bool)))
 
 
-def _after_1640(z: Vectors, ours: Recorded) -> list[float]:
-    "The score of #1640's artifact, which goes through the grid of training once more."
+def _after_1640(z: Vectors, ours: RecordedRun) -> list[float]:
+    "Score #1640's artifact, which the training grid rounds again."
     s = ours.settings
     on, length = ours.run.model.fake_quant is not None, s['train_seq_len']
     model = from_reference(1640, _artifact(z, 1640), ours.model | {'qat': on})
@@ -615,13 +616,13 @@ def _after_1640(z: Vectors, ours: Recorded) -> list[float]:
     return [nll[i:i + batch*stride].mean() for i in range(0, len(nll), batch*stride)]
 
 # %% ../nbs/24_vectors_training.ipynb #8569ca50
-def _mean_and_dttt(ours: Recorded) -> Model:
+def _mean_and_dttt(ours: RecordedRun) -> Model:
     "Score #1406's running mean, train it on the validation text, and score it again: the last weights."
     run, s = ours.run, ours.settings
     run.averages['ema'].give(run.model)
     ours.validate(run.model)
     if not s['ttt_enabled']: return run.model
-    del run.model.loss       # a copy must not note its losses here
+    del run.model.loss       # a copy must not record its losses here
     how = ValidationTraining(s['ttt_lr'], s['ttt_epochs'], s['ttt_batch_seqs'], s['ttt_grad_clip'],
                              0.1 if s['ttt_cosine_decay'] else 1., s['ttt_freeze_blocks'])
     model, losses = train_on_validation(run.model, ours.rows, s['train_seq_len'], how)
@@ -631,7 +632,7 @@ def _mean_and_dttt(ours: Recorded) -> Model:
     return model
 
 
-def _after_1406(z: Vectors, ours: Recorded) -> list[float]:
+def _after_1406(z: Vectors, ours: RecordedRun) -> list[float]:
     "Losses of calibration, of the artifact, and of its adaptation while it is scored (#1406)."
     s = ours.settings
     final = from_reference(1406, z.beside('e2e_final').under('final/'), ours.model).eval()
@@ -657,14 +658,14 @@ def _after_1406(z: Vectors, ours: Recorded) -> list[float]:
 
 # %% ../nbs/24_vectors_training.ipynb #d27fec67
 @lru_cache(maxsize=2)
-def _done_again(path: Path, changed: int) -> tuple[Recorded, Recorded, dict[str, int], tuple]:
-    "A recorded run and its twin, done again once for all files that hold parts of it."
+def _replayed(path: Path, changed: int) -> tuple[RecordedRun, RecordedRun, dict[str, int], tuple]:
+    "Replay a recorded run and its twin, once for all files that hold parts of it."
     z = Vectors(path)
     params = z.under('init/')
     with shards([z[name] for name in sorted(z.names('train_tokens/'))]) as paths:
-        ours = Recorded(z, params, paths)
+        ours = RecordedRun(z, params, paths)
         first = int(z['train_tokens/0'][0])
-        twin = Recorded(z, nudged(params, first), paths)
+        twin = RecordedRun(z, nudge(params, first), paths)
         prime(ours.run)
         ours.losses.clear()
         primed = to_reference(ours.run.model, ours.pr)
@@ -674,10 +675,10 @@ def _done_again(path: Path, changed: int) -> tuple[Recorded, Recorded, dict[str,
     return ours, twin, at, (primed, *last, tail)
 
 
-def _begun_case(z: Vectors) -> Iterator[Comparison]:
-    "All losses of a whole run of #1640 or #1406, and its first weights."
+def _whole_run_case(z: Vectors) -> Iterator[Comparison]:
+    "Compare all losses of a whole run of #1640 or #1406, and its initial weights."
     for name in ('train_tokens/', 'val_tokens', 'sp_model', 'config_json'): z.under(name)
-    ours, twin, at, (primed, _, _, tail) = _done_again(z.path, z.path.stat().st_mtime_ns)
+    ours, twin, at, (primed, _, _, tail) = _replayed(z.path, z.path.stat().st_mtime_ns)
     for name, w in primed.items(): yield same(f'init/{name}', w)
     name, n, m = 'losses_in_call_order', 8*ours.settings['warmup_steps'], len(ours.losses)
     moved, grids = at['steps'] + 8, max(at['grids'], at['steps'] + 8)   # after the first step; on the grid
@@ -685,23 +686,23 @@ def _begun_case(z: Vectors) -> Iterator[Comparison]:
     for start, end, bound in parts:
         if start >= end: continue
         losses = (one.losses[start:end] for one in (ours, twin))
-        yield beside(name, *losses, bound, part=(start, end), chaotic=bound > 1e-5)
+        yield near_twin(name, *losses, bound, part=(start, end), chaotic=bound > 1e-5)
     yield Comparison(name, tail, 1e-3, 'from recorded weights; ' + README, part=(m, m + len(tail)))
 
 
-def _ended_case(z: Vectors) -> Iterator[Comparison]:
-    "The last weights of a whole run, from the first ones beside them."
+def _last_weights_case(z: Vectors) -> Iterator[Comparison]:
+    "Compare the last weights of a whole run, replayed from the initial ones."
     begun = z.path.with_name('e2e_init.npz')
-    ours, _, _, (_, last, moved, _) = _done_again(begun, begun.stat().st_mtime_ns)
+    ours, _, _, (_, last, moved, _) = _replayed(begun, begun.stat().st_mtime_ns)
     z.config()
     after = to_reference(moved, ours.pr)
     for name, w in to_reference(last, ours.pr).items():
-        yield beside(f'final/{name}', w, after[name], 5e-3, rms, chaotic=True)
+        yield near_twin(f'final/{name}', w, after[name], 5e-3, rms, chaotic=True)
 
 # %% ../nbs/24_vectors_training.ipynb #2a428816
 TRAINING_KINDS = [
     Kind('three steps', ('param0/*', 'grad0/*', 'groups', 'lr_scale'), _train_steps_case),
     Kind('a run with a loop', ('init/*', 'final_ema/*', 'loop_enabled_at_step'), _looped_run_case),
-    Kind('last weights of a whole run', ('final/*', 'config_json'), _ended_case, only=True),
-    Kind('a whole run', ('init/*', 'train_tokens/*', 'losses_in_call_order'), _begun_case),
+    Kind('last weights of a whole run', ('final/*', 'config_json'), _last_weights_case, only=True),
+    Kind('a whole run', ('init/*', 'train_tokens/*', 'losses_in_call_order'), _whole_run_case),
 ]

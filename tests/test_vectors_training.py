@@ -12,7 +12,7 @@ from golf_nb.vectors_model import TileProducts, tile_product
 from golf_nb.vectors_training import (
     OPTIM_KINDS,
     TRAINING_KINDS,
-    Recorded,
+    RecordedRun,
     begin,
     recipe,
     run_settings,
@@ -89,7 +89,7 @@ def test_a_shorter_run_begins_alike(reference):
     env = {**z.config()['env'], 'ITERATIONS': '1', 'QAT_START_FRACTION': '1'}
     z.arrays['config_json'] = np.array(json.dumps({'env': env}))
     with shards([z[name] for name in sorted(z.names('train_tokens/'))]) as paths:
-        ours = Recorded(z, z.under('init/'), paths)
+        ours = RecordedRun(z, z.under('init/'), paths)
         at = train_again(ours)
     assert at == {'steps': 8 + 3, 'grids': 8 + 3 + 8} and len(ours.losses) == 8 + 3 + 8 + 3
     first = z.arrays['losses_in_call_order'][:at['grids']]
