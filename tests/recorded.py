@@ -2,12 +2,13 @@
 import numpy as np
 
 from golf_nb.interop import check_file
+from golf_nb.vectors_scoring import ALL_KINDS
 
 def misses(path):
     "The arrays of a file that do not agree; the file as a whole must have been compared."
-    report = check_file(path)
+    report = check_file(path, ALL_KINDS)
     wrong = {row[0] for row in report.rows if not row[1] <= row[2]}
-    assert report.verdict != 'not compared' and not report.error, (report.error, report.left)
+    assert report.verdict != 'not compared' and not report.error, (report.error, report.not_compared)
     assert (report.verdict == 'pass') == (not wrong)
     return wrong
 

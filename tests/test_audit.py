@@ -21,8 +21,8 @@ from zoo.cheats import CHEATS
 from zoo.honest import HONEST, Counter, ScoreFirst, Sliding, Tiny, Uniform, log_softmax
 
 import golf_nb
-from golf_nb.audit import AuditError, Stream, audit, main, make_predictor, named
-from golf_nb.audit_folders import audit_folder, audit_run, audit_seeds, ledger_row
+from golf_nb.audit import AuditError, Stream, audit, import_predictor, make_predictor
+from golf_nb.audit_folders import audit_folder, audit_run, audit_seeds, ledger_row, main
 
 ZOO = Path(__file__).parent/'zoo'
 EXPECTED = json.loads((ZOO/'expected.json').read_text())
@@ -758,10 +758,10 @@ def test_a_predictor_is_made_from_whatever_is_given():
                                                                        Counter)
     one = Counter()
     assert make_predictor(one) is one
-    assert named(f'{ZOO/"honest.py"}:Uniform').__name__ == 'Uniform'
+    assert import_predictor(f'{ZOO/"honest.py"}:Uniform').__name__ == 'Uniform'
     for bad in (3, lambda: 3, object()):
         with pytest.raises(AuditError): make_predictor(bad)
-    with pytest.raises(AuditError): named('no_such_module:thing')
+    with pytest.raises(AuditError): import_predictor('no_such_module:thing')
 
 
 def test_a_predictor_that_does_not_answer_is_undecided():

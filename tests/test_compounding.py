@@ -25,7 +25,6 @@ from golf_nb.compounding import (
     interactions,
     jacobian,
     law,
-    load_pair,
     mask_gaps,
     measure_growth,
     measure_masks,
@@ -37,8 +36,8 @@ from golf_nb.compounding import (
     passes,
     predict,
     predict_along,
-    rounded,
-    score,
+    round_weights,
+    score_text,
     shapley,
     shift,
     singular_values,
@@ -46,11 +45,11 @@ from golf_nb.compounding import (
     transport,
     typical_gain,
     untie,
-    validation_text,
     visit_gradients,
     weight_error,
 )
 from golf_nb.config import EvalConfig, ModelConfig, QuantConfig, RunConfig, to_dict
+from golf_nb.measures import load_pair, validation_text
 from golf_nb.model import build
 from golf_nb.presets import PRESETS
 from golf_nb.quant import convert, plan_grids, prepare, restore
@@ -89,7 +88,7 @@ def system(request):
     rope = replace(config.rope, dims=4, reference_len=None)
     model = moved(replace(config, schedule=FIVE[request.param], vocab=24, dim=16, heads=2, kv_heads=1,
                           hidden=20, bigram=bigram, value_embed=extra, rope=rope))
-    return model, weight_error(model, rounded(model, GRID))
+    return model, weight_error(model, round_weights(model, GRID))
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +96,7 @@ def loop():
     "One block that runs three times between two that run once, and its error."
     schedule = from_order([0, 1, 1, 1, 2], per_visit={'cond'})
     model = moved(ModelConfig(schedule=schedule, vocab=24, dim=16, heads=2, kv_heads=1, hidden=20))
-    return model, weight_error(model, rounded(model, GRID))
+    return model, weight_error(model, round_weights(model, GRID))
 
 
 def scaled(error, epsilon): return {name: epsilon*d for name, d in error.items()}
@@ -114,13 +113,13 @@ def test_all_errors_at_once_are_the_quantized_model(system):
     torch.testing.assert_close(untied.logits(INPUTS, untied.amounts()), stored(INPUTS))
     assert torch.equal(untied.logits(INPUTS, untied.amounts('float')), model(INPUTS))
     nats = stored(INPUTS).log_softmax(-1).gather(-1, TEXT.rows[:, 1:, None])
-    assert np.isclose(score(untied, TEXT, untied.amounts()), -float(nats.sum())/np.log(2)/TEXT.bytes)
+    assert np.isclose(score_text(untied, TEXT, untied.amounts()), -float(nats.sum())/np.log(2)/TEXT.bytes)
 
 
 def test_a_block_that_runs_once_is_tied_to_nothing(loop):
     model, error = loop
     model = moved(replace(model.config, schedule=from_order([0, 1, 2])))
-    error = weight_error(model, rounded(model, GRID))
+    error = weight_error(model, round_weights(model, GRID))
     tied, fresh = (untie(model, error, kind, 3) for kind in ('tied', 'fresh'))
     for a, b in zip(tied.visits, fresh.visits, strict=True): assert all(map(torch.equal, a, b))
     parts = predict(tied, TEXT).parts()

@@ -104,7 +104,7 @@ def test_asked_to_stop_it_saves(here):
     wait_for(lambda: steps_done(jobs[0]) > 0)
     parent.send_signal(signal.SIGTERM)
     _, said = parent.communicate(timeout=60)
-    assert b'goes on where this one was' in said and b'Traceback' not in said
+    assert b'run the same command to continue' in said and b'Traceback' not in said
     assert state_of(jobs[0]) == 'begun' and (jobs[0].folder/'checkpoint'/'latest.safetensors').exists()
 
 

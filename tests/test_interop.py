@@ -1,5 +1,4 @@
 "The originals' weights, files and vectors, against the recorded ones and against damage."
-import importlib.util
 import io
 import json
 import lzma
@@ -30,7 +29,6 @@ from golf_nb.interop import (
     from_reference,
     load_artifact,
     load_checkpoint,
-    main,
     reference_config,
     reference_init,
     reference_items,
@@ -41,9 +39,10 @@ from golf_nb.interop import (
 )
 from golf_nb.presets import get
 from golf_nb.quant import Grid, from_codes
-from golf_nb.vectors_model import _visits_as_run
+from golf_nb.vectors_model import MODEL_KINDS, _visits_as_run
 from golf_nb.vectors_quant import export
-from golf_nb.vectors_training import RECORDED
+from golf_nb.vectors_scoring import ALL_KINDS, main
+from golf_nb.vectors_training import OPTIM_KINDS, RECORDED, TRAINING_KINDS
 
 ROOT = Path(__file__).parents[1]
 FORWARD = [f'pr{pr}/forward' for pr in PULL_REQUESTS] + ['pr927/forward_qat_b', 'pr1493/forward_norecur']
@@ -72,10 +71,10 @@ def test_no_vector_file_is_forgotten(reference):
 
 @pytest.mark.parametrize('pr', interop.PULL_REQUESTS)
 def test_every_vector_file_passes(reference, pr):
-    reports = check(reference/f'pr{pr}')
+    reports = check(reference/f'pr{pr}', ALL_KINDS)
     assert not [r.name for r in reports if r.verdict != 'pass']
     for r in reports:                              # nothing is silently skipped, or listed under two heads
-        lists = [{row[0].split('[')[0] for row in r.rows}, set(r.inputs), set(r.remarks), set(r.left)]
+        lists = [{row[0].split('[')[0] for row in r.rows}, set(r.inputs), set(r.remarks), set(r.not_compared)]
         assert sorted(name for names in lists for name in names) == sorted(Vectors(reference/r.name).arrays)
         kind = r.name.split('/')[1].removesuffix('.npz')
         losses = [(tolerance, source) for array, _, tolerance, source in r.rows if '_loss' in f'_{array}']
@@ -88,10 +87,9 @@ def test_every_vector_file_passes(reference, pr):
 
 
 def test_every_page_is_asked():
-    "The pages are found by name; the first kinds are those of the first page, in its order."
-    first = importlib.import_module(f'golf_nb.{interop.PAGES[0]}').KINDS
-    assert interop.known_kinds()[:len(first)] == first
-    assert all(importlib.util.find_spec(f'golf_nb.{page}') for page in interop.PAGES)
+    "The command knows the kinds of all pages, those of the first page first."
+    assert ALL_KINDS[:len(MODEL_KINDS)] == MODEL_KINDS
+    assert {kind.name for kind in OPTIM_KINDS + TRAINING_KINDS} <= {kind.name for kind in ALL_KINDS}
 
 
 def test_the_command(reference, tmp_path, capsys):
@@ -137,7 +135,7 @@ PERTURBED = ['pr927/forward_b', 'pr341/forward_amp', 'pr341/rotary', 'pr1640/for
 def test_every_change_is_noticed(reference, monkeypatch, name):
     "Each compared array is moved alone; ours are computed once, the rest of the check runs each time."
     path = reference/f'{name}.npz'
-    kind, rows = interop.kind_of(Vectors(path)), check_file(path).rows
+    kind, rows = interop.kind_of(Vectors(path), ALL_KINDS), check_file(path, ALL_KINDS).rows
     computed = list(kind.compare(Vectors(path)))
     kinds = [kind._replace(compare=lambda z: iter(computed))]
     fresh = Vectors(path).arrays
@@ -160,7 +158,7 @@ def recorded(path, arrays):
 @pytest.mark.parametrize('name, array', [('pr341/forward', 'loss'), ('pr927/rotary', 'hd16/inv_freq_asrun')])
 def test_a_changed_copy_fails_end_to_end(reference, tmp_path, name, array):
     arrays = opened(reference, name).arrays
-    tolerance = {row[0]: row[2] for row in check_file(reference/f'{name}.npz').rows}[array]
+    tolerance = {row[0]: row[2] for row in check_file(reference/f'{name}.npz', ALL_KINDS).rows}[array]
     copy = tmp_path/name.split('/')[0]/'copy.npz'
     copy.parent.mkdir()
     np.savez(copy, **arrays)
@@ -234,7 +232,7 @@ def test_as_run_keeps_the_parameters_apart(reference):
 @pytest.mark.parametrize('pr', [927, 341])
 def test_models_as_run_are_the_recorded_ones(reference, pr):
     "In bf16, with sums in the recorded order, no logit differs."
-    rows = {row[0]: row for row in check_file(reference/f'pr{pr}'/'forward_amp.npz').rows}
+    rows = {row[0]: row for row in check_file(reference/f'pr{pr}'/'forward_amp.npz', ALL_KINDS).rows}
     logits = [row[1] for name, row in rows.items() if name.startswith('logits')]
     assert logits and max(logits) == 0
 
@@ -250,7 +248,7 @@ def test_other_bits_than_the_recorded_ones(tmp_path):
     arrays = dict(W=w, H=x.T @ x, q=codes, scale=steps, dequant=from_codes(codes, steps),
                   clip_sigmas=grid.clip_k, clip_range=15, block_size=128)
     np.savez(tmp_path/'gptq.npz', **{f'five/{name}': np.asarray(array) for name, array in arrays.items()})
-    assert check_file(tmp_path/'gptq.npz').verdict == 'pass'
+    assert check_file(tmp_path/'gptq.npz', ALL_KINDS).verdict == 'pass'
 
 
 def test_only_visits_with_xsa_leave_fp32(reference):

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from golf_nb.interop import Vectors, check_file, difference, from_reference, kind_of
+from golf_nb.interop import Vectors, check_file, distance, from_reference, kind_of
 from golf_nb.optim import Muon
 from golf_nb.presets import get
 from golf_nb.vectors_model import TileProducts, tile_product
 from golf_nb.vectors_training import (
-    KINDS,
-    Recorded,
+    OPTIM_KINDS,
+    TRAINING_KINDS,
+    RecordedRun,
     begin,
     recipe,
     run_settings,
@@ -36,13 +37,13 @@ CHANGED = ['pr927/muon_step', 'pr1640/muon_step', 'pr1406/muoneqr_step', 'pr1493
 @pytest.mark.parametrize('name', CHANGED)
 def test_a_changed_array_is_noticed(reference, name):
     z = Vectors(reference/f'{name}.npz')
-    computed, before = list(kind_of(z, KINDS).compare(z)), dict(z.arrays)
+    computed, before = list(kind_of(z, OPTIM_KINDS + TRAINING_KINDS).compare(z)), dict(z.arrays)
     for one in computed:
         if not before[one.array].size: continue                             # nothing in it to change
         wrong = changed(before[one.array], one.part)
         part = slice(*one.part) if one.part else ...
-        assert difference(one.ours, before[one.array][part], one.measure) <= one.tolerance
-        assert difference(one.ours, wrong[part], one.measure) > one.tolerance, one.label
+        assert distance(one.ours, before[one.array][part], one.measure) <= one.tolerance
+        assert distance(one.ours, wrong[part], one.measure) > one.tolerance, one.label
 
 
 @pytest.mark.parametrize('name, array', [
@@ -53,7 +54,7 @@ def test_a_changed_input_fails_end_to_end(reference, tmp_path, name, array):
     copy = tmp_path/name.split('/')[0]/'copy.npz'
     copy.parent.mkdir()
     np.savez(copy, **arrays | {array: arrays[array]*1.01})
-    assert check_file(copy, KINDS).verdict == 'FAIL'
+    assert check_file(copy, OPTIM_KINDS + TRAINING_KINDS).verdict == 'FAIL'
 
 
 def test_the_recorded_order_of_sums_is_only_for_bf16():
@@ -88,7 +89,7 @@ def test_a_shorter_run_begins_alike(reference):
     env = {**z.config()['env'], 'ITERATIONS': '1', 'QAT_START_FRACTION': '1'}
     z.arrays['config_json'] = np.array(json.dumps({'env': env}))
     with shards([z[name] for name in sorted(z.names('train_tokens/'))]) as paths:
-        ours = Recorded(z, z.under('init/'), paths)
+        ours = RecordedRun(z, z.under('init/'), paths)
         at = train_again(ours)
     assert at == {'steps': 8 + 3, 'grids': 8 + 3 + 8} and len(ours.losses) == 8 + 3 + 8 + 3
     first = z.arrays['losses_in_call_order'][:at['grids']]
