@@ -8,8 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent     # nbdev's commands, whether or not the environment is activated
+
+
+def one_now(values, *now):
+    "Parameters of a test of which `make test` takes only those of `now`; `make test-all` takes all."
+    assert set(now) <= set(values)
+    return [value if value in now else pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
 def notebooks(root):
