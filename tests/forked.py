@@ -16,7 +16,7 @@ def cpu_seconds():
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
-def _run(path, pipe):
+def _run(path, flags, pipe):
     "Run one notebook as `nbdev_test` does, and send whether it ran, what it complained, and its CPU seconds."
     from nbdev.config import get_config
     from nbdev.test import test_nb
@@ -24,16 +24,20 @@ def _run(path, pipe):
     os.chdir(settings.nbs_path)
     complaint = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(complaint):
-        ran, _ = test_nb(path, skip_flags=settings.tst_flags.split(), basepath=settings.config_path)
+        skipped = settings.tst_flags.split()
+        ran, _ = test_nb(path, skip_flags=skipped, force_flags=flags, basepath=settings.config_path)
     pipe.send((ran, complaint.getvalue(), cpu_seconds()))
 
 
-def run_notebook(path: Path):
-    "Run the notebook at `path` in a fork: did it run, what it complained, and its CPU seconds."
+def run_notebook(path: Path, flags=()):
+    """Run the notebook at `path` in a fork: did it run, what it complained, and its CPU seconds.
+
+    Cells with one of the test `flags`, such as `slow`, run too.
+    """
     context = get_context('forkserver')
     context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(path, theirs))
+    process = context.Process(target=_run, args=(path, flags, theirs))
     process.start()
     theirs.close()
     try: return ours.recv()

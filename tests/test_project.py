@@ -22,8 +22,9 @@ MACHINE_PATH = re.compile(r'(?<![\w.])/(work|root|home|tmp|Users|var/folders|pri
 # --- the notebooks ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(notebook, record_property):
-    ran, complaint, cpu = run_notebook(notebook)
+def test_notebook_runs(notebook, record_property, pytestconfig):
+    "With `--all`, its cells marked `slow` run too."
+    ran, complaint, cpu = run_notebook(notebook, ['slow'] if pytestconfig.getoption('all') else [])
     record_property('cpu', cpu)
     assert ran, complaint
 
@@ -162,12 +163,14 @@ def test_no_machine_path(text):
 
 
 def test_a_failing_notebook_fails(small_book):
-    def outcome(name, *sources): return run_notebook(write_notebook(small_book/'nbs'/name, *sources))[:2]
+    def outcome(name, *sources, flags=()):
+        return run_notebook(write_notebook(small_book/'nbs'/name, *sources), flags)[:2]
     ran, complaint = outcome('01_bad.ipynb', 'x = 1', 'assert x == 2')
     assert not ran and 'AssertionError' in complaint
     ran, complaint = outcome('02_ends.ipynb', 'import os; os._exit(0)')
     assert not ran and '02_ends.ipynb: its process ended' in complaint
     assert outcome('03_good.ipynb', 'x = 1', '#| slow\n1 / 0') == (True, '')
+    assert not outcome('04_slow.ipynb', 'x = 1', '#| slow\n1 / 0', flags=['slow'])[0]
 
 
 def test_run_stores_what_the_cells_show(small_book, monkeypatch, capfd):
