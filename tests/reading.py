@@ -69,12 +69,12 @@ def functions(text):
     return [name for name in found if name[0] != '_']
 
 
-def run(*command, cwd=ROOT, timeout=120, code=0):
+def run(*command, cwd=ROOT, code=0):
     "Run `command`, fail with what it printed unless its exit status is `code`, and return its output."
     env = {name: value for name, value in os.environ.items() if name != 'IN_TEST'}   # silences nbdev_export
     env['PATH'] = f'{SCRIPTS}{os.pathsep}{env["PATH"]}'
     command = [shutil.which(command[0], path=env['PATH']) or command[0], *command[1:]]
-    done = subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

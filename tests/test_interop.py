@@ -113,7 +113,7 @@ def test_the_command_as_a_module(reference, tmp_path):
     (tmp_path/'pr341').mkdir()
     shutil.copy(reference/'pr341'/'rotary.npz', tmp_path/'pr341'/'any_name.npz')
     command = [sys.executable, '-m', 'golf_nb.interop', 'check', str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and 'any_name.npz: pass' in done.stdout, done.stderr
 
 
