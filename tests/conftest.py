@@ -11,8 +11,8 @@ from hypothesis import settings
 ROOT = Path(__file__).parents[1]
 
 # No deadline: the first call of anything in torch is slow. In CI the examples are the same at each run.
-settings.register_profile('golf_nb', deadline=None, derandomize='CI' in os.environ)
-settings.load_profile('golf_nb')
+settings.register_profile('all', deadline=None, derandomize='CI' in os.environ)
+settings.register_profile('some', settings.get_profile('all'), max_examples=30)
 
 
 def pytest_addoption(parser):
@@ -72,6 +72,7 @@ class CpuTimes:
 
 
 def pytest_configure(config):
+    settings.load_profile('all' if config.getoption('all') else 'some')
     if config.getoption('cpu') is not None: config.pluginmanager.register(CpuTimes(config.getoption('cpu')))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import one_now
 from torch import nn
 
 from golf_nb.config import Calibration, QuantConfig, Rounding, from_dict, to_dict
@@ -248,7 +249,7 @@ def test_a_linear_that_never_runs_is_named():
 
 # --- our own models -------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module', params=[name for name in PRESETS if name in GRIDS])
+@pytest.fixture(scope='module', params=one_now([name for name in PRESETS if name in GRIDS], 'cycle', 'loop3'))
 def mini(request):
     "A mini model with weights that matter, its recipe, and a little text."
     config, generator = get(request.param, 'mini'), torch.Generator().manual_seed(0)
@@ -311,6 +312,7 @@ def test_hessians_of_our_models_are_sums_over_visits():
     torch.testing.assert_close(flat['blocks.0.q'], add_damping(found['blocks.0.q'], .5))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_compiled_model_is_measured_as_it_is():
     model, text = build(get('tiny').model, seed=0), torch.randint(2048, (1, 1, 20))

@@ -37,7 +37,7 @@ AWKWARD = [
     '\u1100\u1161', '007', '1789', '<s>', '<unk>', '<0x41>', '\u2047', 'the', ' the ', 'Zz']
 character = st.characters(exclude_categories=['Cs'])
 texts = st.lists(st.sampled_from(AWKWARD) | st.text(character, max_size=4), max_size=30).map(''.join)
-many = settings(max_examples=500, deadline=None, derandomize=True)
+many = settings(max_examples=5*settings().max_examples, deadline=None, derandomize=True)
 
 
 def pieces(model):
