@@ -100,6 +100,7 @@ def test_a_run_directory_is_complete(undisturbed):
     assert sorted(losses(undisturbed)) == list(range(1, 41))
 
 
+@pytest.mark.long
 def test_the_whole_validation_text_is_scored(tmp_path):
     done([*TRAIN, *SMALL, *FP32, '--steps', 1, '--out', tmp_path/'run'], tmp_path)
     scored = json.loads((tmp_path/'run'/'report.json').read_text())['scored']
