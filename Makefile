@@ -13,16 +13,19 @@ READY     := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test again notebooks export readme bench clean
+.PHONY: help run test test-all again notebooks export readme bench clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: $(READY)  ## Train the tiny model; another preset: make run ARGS="--preset loop3 --scale mini"
 	$(PY) -m golf_nb.train $(ARGS)
 
-test: $(READY)  ## Run every notebook and every test; a selection: make test ARGS="-k schedule"
+test: $(READY)  ## Run every notebook and a test of each kind; a selection: make test ARGS="-k schedule"
 	$(ONE_THREAD) $(PY) -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+
+test-all: $(READY)  ## Run the long proofs too: every recipe killed and resumed, every experiment at toy size
+	$(ONE_THREAD) $(PY) -m pytest --all -n $(WORKERS) --dist=worksteal $(ARGS)
 
 again: $(READY)  ## Rerun an experiment and its page: make again PAGE=e01; a toy version in seconds: ARGS=--toy
 	$(PY) -m golf_nb.grid nbs/experiments/$(PAGE).json --again $(ARGS)

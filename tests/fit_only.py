@@ -1,10 +1,13 @@
 "Train a preset as the command does, but end with the last checkpoint: no artifact, no scores. Used by tests."
 import argparse
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from golf_nb import trainer
 from golf_nb.data import get_dataset
 from golf_nb.presets import get
 from golf_nb.trainer import fit, keep_log, prime, process_group, resume, start
@@ -19,6 +22,7 @@ parser.add_argument('--seq-len', type=int, default=128)
 parser.add_argument('--nudge', action='store_true', help='move one weight by one ulp')
 parser.add_argument('--qat', help='another kind of training on the grid')
 parser.add_argument('--checkpoint-seconds', type=float, default=1e9)
+parser.add_argument('--kill-at', type=int, help='step that is taken, but not saved: kill -9 comes before')
 parser.add_argument('--width', type=int, help='of the stream; all else of the model in proportion')
 chosen = parser.parse_args()
 
@@ -35,6 +39,14 @@ config = replace(
     quant=replace(mini.quant, **({'qat': chosen.qat} if chosen.qat else {})),
     optim=replace(mini.optim, ns_dtype='fp32' if chosen.precision == 'fp32' else 'bf16'),
     data=replace(mini.data, seq_len=chosen.seq_len, batch_tokens=chosen.tokens))
+if chosen.kill_at:
+    save = trainer.checkpoint
+
+    def killed(run, folder):
+        "Save, or die before it."
+        if run.step == chosen.kill_at: os.kill(os.getpid(), signal.SIGKILL)
+        save(run, folder)
+    trainer.checkpoint = killed
 torch.use_deterministic_algorithms(True)
 chosen.out.mkdir(parents=True, exist_ok=True)
 with process_group() as process:

@@ -8,8 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent     # nbdev's commands, whether or not the environment is activated
+
+
+def one_now(values, *now):
+    "Parameters of a test of which `make test` takes only those of `now`; `make test-all` takes all."
+    assert set(now) <= set(values)
+    return [value if value in now else pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
 def notebooks(root):
@@ -66,12 +74,12 @@ def functions(text):
     return [name for name in found if name[0] != '_']
 
 
-def run(*command, cwd=ROOT, timeout=120, code=0):
+def run(*command, cwd=ROOT, code=0):
     "Run `command`, fail with what it printed unless its exit status is `code`, and return its output."
     env = {name: value for name, value in os.environ.items() if name != 'IN_TEST'}   # silences nbdev_export
     env['PATH'] = f'{SCRIPTS}{os.pathsep}{env["PATH"]}'
     command = [shutil.which(command[0], path=env['PATH']) or command[0], *command[1:]]
-    done = subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import one_now
 from safetensors.torch import save_file
 
 from golf_nb.artifact import save
@@ -79,7 +80,7 @@ def moved(config):
     return model.double().requires_grad_(False)
 
 
-@pytest.fixture(scope='module', params=FIVE)
+@pytest.fixture(scope='module', params=one_now(FIVE, 'cycle', 'loop3'))
 def system(request):
     "A system at width 16, with the error of rounding its blocks to 4 bits."
     config = PRESETS[request.param].scales['mini'].model

@@ -197,7 +197,7 @@ def start(texts, cache, marks, seconds):
 
 def finish(process):
     "The output of a process, which must succeed."
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     return out
 
@@ -206,11 +206,10 @@ def built(marks): return len(list(marks.glob('built-*')))
 def visible(cache): return [p for p in cache.iterdir() if not p.name.startswith('.')]
 
 
-def wait_for(condition):
-    "Wait for another process."
-    limit = time.monotonic() + 60
+def wait_for(condition, process):
+    "Wait until another process has come so far."
     while not condition():
-        assert time.monotonic() < limit
+        assert process.poll() is None, process.communicate()
         time.sleep(.01)
 
 
@@ -225,8 +224,8 @@ def test_processes_that_start_together_share_one_build(texts, tmp_path):
 
 def test_a_killed_builder_leaves_nothing_half_built(texts, tmp_path):
     cache, marks = tmp_path/'cache', tmp_path/'marks'
-    process = start(texts, cache, marks, 60)
-    wait_for(lambda: built(marks))
+    process = start(texts, cache, marks, 1e6)
+    wait_for(lambda: built(marks), process)
     waiting = start(texts, cache, tmp_path/'marks2', 0)        # waits for the lock of the one that is killed
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -244,7 +243,7 @@ def test_a_builder_killed_while_it_writes(texts, tmp_path):
                       '    os.kill(os.getpid(), signal.SIGKILL)', 'data.write_shard = once',
                       'data.get_dataset(sys.argv[1], 300, Path(sys.argv[2]))'])
     command = [sys.executable, '-c', code, texts, cache]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert visible(cache) == [] and len(list(cache.glob('.*building*/*.bin'))) == 1
     first = get_dataset(str(texts), 300, cache)

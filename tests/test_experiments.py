@@ -3,7 +3,7 @@ import json
 import shutil
 
 import pytest
-from reading import ROOT, cells, source
+from reading import ROOT, cells, one_now, source
 
 from golf_nb.book import run_notebook
 from golf_nb.findings import NOT_RUN, Page, all_pages, arms_of, summary_rows
@@ -33,7 +33,7 @@ def toy(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script', 'ignore:Data has no positive values')
-@each_grid
+@pytest.mark.parametrize('path', one_now(GRIDS, FOLDER/'e01.json'), ids=lambda path: path.stem)
 def test_experiment_runs_at_toy_size_and_its_page_shows_it(path, toy):
     assert main([str(path), '--toy', '--workers', '0']) == 0
     (toy/TOY[0]).rename(toy/'results')

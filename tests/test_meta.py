@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reading import one_now
 
 from golf_nb.model import build
 from golf_nb.optim import Clock, Muon, optimizers, set_rates
@@ -13,7 +14,7 @@ SYSTEMS = ['cycle', 'hybrid', 'universal', 'replay', 'loop3']
 
 
 @pytest.mark.parametrize('preset', SYSTEMS)
-@pytest.mark.parametrize('on_grid', [False, True])
+@pytest.mark.parametrize('on_grid', one_now([False, True], True))
 def test_a_step_at_full_scale_has_the_right_shapes_and_never_waits(preset, on_grid):
     "Anything that reads a number back (`item`, a condition) raises on this device, as it would stall a GPU."
     config = get(preset, 'full')

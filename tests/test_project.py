@@ -10,13 +10,10 @@ import sys
 from configparser import ConfigParser
 
 import pytest
+from forked import run_notebook
 from reading import ROOT, cells, notebooks, run, source, write_notebook
 
 NOTEBOOKS = notebooks(ROOT)
-TIME_LIMIT = 900                                 # seconds; a notebook should need less than a tenth of it
-EXPERIMENTS = ROOT/'nbs'/'experiments'            # run in one process, which imports torch once
-ALONE = [path for path in NOTEBOOKS if path.parent != EXPERIMENTS]
-each_notebook = pytest.mark.parametrize('notebook', [*ALONE, EXPERIMENTS], ids=lambda path: path.stem)
 # A path of somebody's machine: `/work/..`, `/home/..`, `C:\Users\..`; not `example.org/home/` or `../tmp/`.
 MACHINE_PATH = re.compile(r'(?<![\w.])/(work|root|home|tmp|Users|var/folders|private)/[\w.-]'
                           r'|(?<![\w.])(~/|[A-Z]:\\Users)|/\.cache/|/site-packages/')
@@ -24,10 +21,12 @@ MACHINE_PATH = re.compile(r'(?<![\w.])/(work|root|home|tmp|Users|var/folders|pri
 
 # --- the notebooks ---------------------------------------------------------------------------------------
 
-@each_notebook
-def test_notebook_runs(notebook):
-    "`nbdev_test` also passes if it finds nothing, so require its success message."
-    assert 'Success' in run('nbdev_test', '--path', notebook, '--n_workers', '0', timeout=TIME_LIMIT)
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(notebook, record_property, pytestconfig):
+    "With `--all`, its cells marked `slow` run too."
+    ran, complaint, cpu = run_notebook(notebook, ['slow'] if pytestconfig.getoption('all') else [])
+    record_property('cpu', cpu)
+    assert ran, complaint
 
 
 def without_own_ids(root):
@@ -164,9 +163,14 @@ def test_no_machine_path(text):
 
 
 def test_a_failing_notebook_fails(small_book):
-    write_notebook(small_book/'nbs'/'00_low.ipynb', '#| default_exp low', 'assert 1 == 2')
-    out = run('nbdev_test', '--path', 'nbs/00_low.ipynb', '--n_workers', '0', cwd=small_book, code=1)
-    assert 'AssertionError' in out and 'Success' not in out
+    def outcome(name, *sources, flags=()):
+        return run_notebook(write_notebook(small_book/'nbs'/name, *sources), flags)[:2]
+    ran, complaint = outcome('01_bad.ipynb', 'x = 1', 'assert x == 2')
+    assert not ran and 'AssertionError' in complaint
+    ran, complaint = outcome('02_ends.ipynb', 'import os; os._exit(0)')
+    assert not ran and '02_ends.ipynb: its process ended' in complaint
+    assert outcome('03_good.ipynb', 'x = 1', '#| slow\n1 / 0') == (True, '')
+    assert not outcome('04_slow.ipynb', 'x = 1', '#| slow\n1 / 0', flags=['slow'])[0]
 
 
 def test_run_stores_what_the_cells_show(small_book, monkeypatch, capfd):
@@ -213,7 +217,8 @@ def readme_blocks():
 
 def test_readme_names_the_commands_that_exist():
     text, blocks = readme_blocks()
-    used = set(re.findall(r'`make (\w+)', text) + re.findall(r'^\$?\s*make (\w+)', blocks, re.MULTILINE))
+    in_blocks = re.findall(r'^\$?\s*make ([\w-]+)', blocks, re.MULTILINE)
+    used = {*re.findall(r'`make ([\w-]+)', text), *in_blocks}
     assert {'run', 'test'} <= used <= set(make_targets())
 
 
@@ -231,19 +236,21 @@ needs_make = pytest.mark.skipif(shutil.which('make') is None, reason='make is no
 
 def make_targets():
     "The commands of the Makefile."
-    return re.findall(r'^([a-z]+):', (ROOT/'Makefile').read_text(), re.MULTILINE)
+    return re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(), re.MULTILINE)
 
 
 @needs_make
 def test_make_alone_lists_every_command():
-    shown = re.findall(r'^  make (\w+)', run('make', '--no-print-directory'), re.MULTILINE)
+    shown = re.findall(r'^  make ([\w-]+)', run('make', '--no-print-directory'), re.MULTILINE)
     assert sorted(shown) == sorted(make_targets())
 
 
 @needs_make
 def test_make_runs_train_and_pytest():
     assert '-m golf_nb.train --steps 3' in run('make', '--dry-run', 'run', 'ARGS=--steps 3')
-    assert '-m pytest' in run('make', '--dry-run', 'test')
+    some, every = (run('make', '--dry-run', name, 'ARGS=-k x') for name in ('test', 'test-all'))
+    assert '-m pytest' in some and '-k x' in some and '--all' not in some
+    assert every == some.replace('-m pytest', '-m pytest --all')
 
 
 @needs_make

@@ -37,7 +37,7 @@ AWKWARD = [
     '\u1100\u1161', '007', '1789', '<s>', '<unk>', '<0x41>', '\u2047', 'the', ' the ', 'Zz']
 character = st.characters(exclude_categories=['Cs'])
 texts = st.lists(st.sampled_from(AWKWARD) | st.text(character, max_size=4), max_size=30).map(''.join)
-many = settings(max_examples=500, deadline=None, derandomize=True)
+many = settings(max_examples=5*settings().max_examples, deadline=None, derandomize=True)
 
 
 def pieces(model):
@@ -216,7 +216,7 @@ def test_takes_tensors_of_any_shape():
 
 def test_torch_is_not_imported():
     code = 'import sys, golf_nb.tokenizer; sys.exit("torch" in sys.modules)'
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize('length', [2**20 - 1, 2**20, 2**20 + 1, 2**20 + 2, 2**21 + 1])
@@ -256,7 +256,7 @@ def test_same_documents_same_bytes_in_another_process():
             'print(hashlib.sha256(train_tokenizer(sys.stdin.read().split("\\x1e"), 400)).hexdigest()[:16])')
     documents = DOCUMENTS[:8]
     done = subprocess.run([sys.executable, '-X', 'utf8', '-c', code], input='\x1e'.join(documents),
-                          encoding='utf-8', capture_output=True, check=True, cwd=ROOT, timeout=60)
+                          encoding='utf-8', capture_output=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == Tokenizer(train_tokenizer(documents, 400)).fingerprint
 
 
