@@ -26,6 +26,7 @@ import itertools
 import json
 import math
 import mmap
+import numpy as np
 import os
 import random
 import re
@@ -36,18 +37,16 @@ import sys
 import sysconfig
 import tempfile
 import time
+import torch
 import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from .files import write_atomically
+from .tokenizer import SPACE, Tokenizer
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-
-from .tokenizer import SPACE, Tokenizer
 
 # %% ../nbs/16_audit.ipynb #ebdd6def
 VERDICTS = ('pass', 'undecided', 'fail')

@@ -10,38 +10,22 @@ __all__ = ['LIMIT', 'FREE', 'SUMS', 'TRAINED_ON', 'FINAL', 'EASIER', 'RunPredict
 import argparse
 import json
 import math
+import numpy as np
 import time
+import torch
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-
-from golf_nb.audit import (
-    VERDICTS,
-    AuditError,
-    Party,
-    Report,
-    Row,
-    Stream,
-    audit,
-    recount,
-    verdict_of,
-    worst_rows,
-)
-
-from .artifact import ArtifactError, load, read_header, write_atomically
+from .artifact import ArtifactError, load, write_atomically
+from .audit import AuditError, Party, Report, Row, Stream, VERDICTS, audit, recount, verdict_of, worst_rows
 from .audit_code import CAP, audit_submission
-from .config import ConfigError, ModelConfig, RunConfig, differences, from_dict
+from .config import ConfigError, RunConfig, differences
 from .data import DataError, Dataset, get_dataset, read_shard
-from .evaluate import DTYPES, bits_per_byte, load_model, sliding
-from .model import as_run, build
-from .presets import original
-from .quant import restore
+from .evaluate import artifact_model, bits_per_byte, load_model, read_config, sliding
+from .layers import DTYPES
 from .tokenizer import BOS, TokenizerError
 from .ttt import ScoreFirst
+from pathlib import Path
+from typing import Any
 
 # %% ../nbs/28_audit_folders.ipynb #f6422362
 class RunPredictor:
@@ -55,13 +39,10 @@ class RunPredictor:
     def start(self, artifact: Path, vocab: int, n_tokens: int):
         "Build the model from the artifact alone."
         config = self.config
-        about = read_header(artifact)['about']
-        model = build(from_dict(ModelConfig, about['model']), device='meta').to_empty(device='cpu')
-        model.load_state_dict(restore(load(artifact)))
-        if config.precision == 'as-run': as_run(model, original(config.preset))
+        model = artifact_model(artifact, config)
         chosen, window = config.eval, config.eval.window
         stride = chosen.stride or max(window//4, 1)
-        self.adapting = ScoreFirst(model.eval().requires_grad_(False), n_tokens - 1, window, stride,
+        self.adapting = ScoreFirst(model, n_tokens - 1, window, stride,
                                    config.ttt,
                                    batch=self.batch, dtype=DTYPES[config.precision])
         self.seen, self.done = [BOS], 0          # texts begin with it
@@ -113,7 +94,7 @@ class Evidence:
         self.log = self._lines('log.jsonl')
         if self.scores is None and self.report: self.scores = self.report.get('scored')
         self.artifact = folder/'model.golf'
-        try: self.run = from_dict(RunConfig, self.config) if self.config else None
+        try: self.run = read_config(self.config) if self.config else None
         except ConfigError as error: self.run, self.problems['config.json'] = None, str(error)
         self.dataset = self._dataset()
 
@@ -160,7 +141,7 @@ def _disagreements(found: Evidence) -> Iterator[str]:
     "Where the files of a run contradict each other."
     report, scores = found.report, found.scores or {}
     if found.run and isinstance(report.get('config'), dict):
-        try: changed = differences(from_dict(RunConfig, report['config']), found.run)
+        try: changed = differences(read_config(report['config']), found.run)
         except ConfigError as error: changed = [str(error)]
         if changed: yield f'report and config.json differ in {"; ".join(changed)[:120]}'
     for name, value in (report.get('bpb') or {}).items():

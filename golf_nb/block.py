@@ -7,17 +7,15 @@ __all__ = ['RUN', 'fused_attention', 'causal_attention', 'exclude_self', 'Weight
            'visit']
 
 # %% ../nbs/07_block.ipynb #f4dfa5a4
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-
 from .conditioning import ConditioningRow
 from .config import ModelConfig
 from .layers import linear, matmul, rms_norm, rotate
 from .schedule import VirtualLayer
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing import NamedTuple
 
 # %% ../nbs/07_block.ipynb #3f11eb4b
 RUN = 64  # queries of a run on a CPU, at least; shorter runs skip more of the triangle, in smaller products

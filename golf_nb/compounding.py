@@ -12,27 +12,24 @@ __all__ = ['Amounts', 'KINDS', 'LARGEST_SET', 'CompoundingError', 'Untied', 'tok
 
 # %% ../nbs/17_compounding.ipynb #5e728c48
 import math
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
-from itertools import combinations, count
-from typing import Any, NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int, Integer
-from torch import Tensor
-from torch.func import functional_call, grad, jvp, vjp, vmap
-
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from .block import Weights
 from .config import QuantConfig
 from .evaluate import bits_per_byte, stream_of
-from .gptq import collect
+from .gptq import collect_hessians
 from .model import Model
 from .quant import convert, plan_grids, restore
 from .schedule import Schedule
 from .tokenizer import ByteTable
+from itertools import combinations, count
+from jaxtyping import Float, Float64, Int, Integer
+from torch import Tensor
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from typing import Any, NamedTuple
 
 # %% ../nbs/17_compounding.ipynb #bd7e1fdb
 Amounts = Sequence[Any] | np.ndarray | Tensor   # how much of each site's error: one number per site
@@ -112,9 +109,9 @@ def outputs(
 ) -> Float[Tensor, "L B T D"]:
     "Stack the stream after each virtual layer."
     found = []
-    def see(v, name, x):
+    def hook(v, name, x):
         if name == 'out': found.append(x)
-    untied.logits(tokens, amounts, see=see)
+    untied.logits(tokens, amounts, hook=hook)
     return torch.stack(found)
 
 # %% ../nbs/17_compounding.ipynb #ac1f9f03
@@ -299,13 +296,12 @@ class Jacobian(NamedTuple):
 
 def _with_change(model: Model, first: int, change: Tensor) -> Model:
     "View a model with `change` added to the stream that enters virtual layer `first`."
-    view, calls = copy(model), count()
+    calls = count()
     def visit(x, *others, **named):
         v = next(calls)
-        out = model.visit(x + change if v == first == 0 else x, *others, **named)
+        out = model.kernels.visit(x + change if v == first == 0 else x, *others, **named)
         return out + change if v == first - 1 else out
-    view.visit = visit
-    return view
+    return model.with_kernels(model.kernels._replace(visit=visit))
 
 
 @torch.no_grad()
@@ -666,7 +662,8 @@ def naive_predictors(
     wrong = {name: error[name].double().cpu() for name in own}
     squares = {name: float(d.square().sum()) for name, d in wrong.items()}
     batches = _batches(model, text.rows[:, :-1], 16)
-    grams = {name: gram.double()*len(batches) for name, gram in collect(model, batches, schedule).items()}
+    means = collect_hessians(model, batches, schedule)
+    grams = {name: gram.double()*len(batches) for name, gram in means.items()}
     tokens = text.rows[:, :-1].numel()
     largest = {name: float(torch.linalg.matrix_norm(w, 2)) for name, w in own.items()}
     if not all(largest.values()):

@@ -26,9 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .artifact import load, read_header, write_atomically
+from .artifact import load, read_header
 from .config import ConfigError, ModelConfig, RunConfig, from_dict
 from .data import get_dataset
+from .files import write_atomically
 from .kernels import choose
 from .kernels.as_run import ROUNDING, as_run, original_config, round_parameters
 from .layers import DTYPES, compiler
@@ -38,6 +39,7 @@ from .quant import prepare, qat_plan, restore
 from .tokenizer import ByteTable
 
 _all_ = ['ROUNDING', 'as_run']   # for `interop`, which may not import `kernels`
+
 
 # %% ../nbs/13_evaluate.ipynb #9053ef7d
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ def load_config(
     "Read a run's configuration."
     try: return read_config(json.loads((folder/'config.json').read_text()))
     except json.JSONDecodeError as error: raise ConfigError(f'{folder}/config.json: {error}') from None
+
 
 # %% ../nbs/13_evaluate.ipynb #rest0002
 def _architecture(config: RunConfig) -> ModelConfig:

@@ -11,33 +11,21 @@ __all__ = ['NOT_RUN', 'TOO_FEW', 'FEWEST', 'VERDICTS', 'FindingError', 'lookup',
 import argparse
 import json
 import math
+import matplotlib.pyplot as plt
+import numpy as np
 import sys
+from IPython.display import Markdown
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-
-import matplotlib.pyplot as plt
-import numpy as np
-from IPython.display import Markdown
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from scipy import stats
-
-from golf_nb.report import (
-    CONTRADICTED,
-    SUPPORTED,
-    UNDECIDED,
-    Interval,
-    judge,
-    log_slope,
-    mean_interval,
-    smallest_effect,
-)
-
 from .files import write_atomically
 from .grid import GridError, jobs_of, read_grid, read_records
 from .plots import COLORS, draw_seeds, entitle, markdown_table, style
+from .report import CONTRADICTED, Interval, SUPPORTED, UNDECIDED, judge, log_slope, mean_interval, smallest_effect
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from pathlib import Path
+from scipy import stats
 
 # %% ../nbs/31_findings.ipynb #1a8a39b9
 class FindingError(ValueError): "An expectation that cannot be computed; names the path and what is there instead."

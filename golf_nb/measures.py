@@ -9,36 +9,12 @@ __all__ = ['CONTAINERS', 'load_pair', 'validation_text', 'rounding_gaps', 'error
 
 # %% ../nbs/30_measures.ipynb #beefcf27
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import torch
-from torch import Tensor
-
-from golf_nb.compounding import (
-    KINDS,
-    CompoundingError,
-    Text,
-    Untied,
-    gap,
-    growth,
-    measure_growth,
-    measure_masks,
-    measure_prediction,
-    measure_rounding,
-    passes,
-    round_weights,
-    score_text,
-    text_of,
-    transport,
-    untie,
-    weight_error,
-)
-
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from .artifact import load, save
+from .compounding import CompoundingError, KINDS, Text, Untied, gap, growth, measure_growth, measure_masks, measure_prediction, measure_rounding, passes, round_weights, score_text, text_of, transport, untie, weight_error
 from .config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
 from .data import Dataset, get_dataset, read_shard
 from .evaluate import load_model, sliding
@@ -48,6 +24,9 @@ from .model import Model
 from .quant import restore
 from .schedule import Schedule
 from .ttt import ValidationTraining, score_first, train_on_validation
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from torch import Tensor
 
 # %% ../nbs/30_measures.ipynb #65fe7c81
 def load_pair(

@@ -11,10 +11,9 @@ import json
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
-
 from .config import Command, ConfigError, RunConfig, parse
-from .presets import PRESETS, PresetError, get
+from .presets import PRESETS, PresetError, differs, get
+from pathlib import Path
 
 # %% ../nbs/20_train.ipynb #7b5aa234
 def default_config(
@@ -78,6 +77,7 @@ def explain(
     memory = memory_bytes(run.model, data.seq_len, rows, 4 if run.precision == 'fp32' else 2, run.recompute)
     facts = {
         'preset': f'{run.preset}, {run.scale}',
+        **_differences(run.preset, run.scale),
         'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
@@ -93,6 +93,12 @@ def explain(
                                 f'--preset {run.preset} --scale full',
                   'reported': f'{preset.card.cost}; {preset.card.reported}'}
     return '\n'.join(f'{name:17} {fact}' for name, fact in facts.items())
+
+
+def _differences(preset: str, scale: str) -> dict[str, str]:
+    "Say how a preset differs from its base, or a mini scale from full scale; nothing where there is neither."
+    base, lines = differs(preset, scale) if preset in PRESETS else ('', [])
+    return {'differs from': ('\n' + 18*' ').join([base, *lines])} if base else {}
 
 # %% ../nbs/20_train.ipynb #84966ba4
 def main(

@@ -11,31 +11,25 @@ __all__ = ['LOADERS', 'TrainingError', 'Process', 'process_group', 'Run', 'parts
 # %% ../nbs/19_trainer.ipynb #9b1e1ae2
 import json
 import math
+import numpy as np
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import torch
+import torch.distributed as dist
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import Path
-
-import numpy as np
-import torch
-import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from .artifact import save, what_fits, write_atomically
+from .artifact import save, what_fits
 from .config import RunConfig, differences, to_dict
 from .data import Dataset, SequentialLoader, ShuffledLoader, compressor_bpb, get_dataset, read_shard
 from .evaluate import NOT_LEGAL, read_config, run_model
+from .files import write_atomically
 from .gptq import calibrate, quantize
 from .layers import DTYPES, computes_bf16
 from .model import Model, count_parameters
@@ -44,6 +38,11 @@ from .quant import Codes, plan_grids, prepare, qat_plan
 from .report import artifact_parts, circumstances, draw_run, read_log
 from .schedule import Schedule, first_visits
 from .ttt import train_on_validation
+from pathlib import Path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from tqdm import tqdm
 
 # %% ../nbs/19_trainer.ipynb #f019d18f
 class TrainingError(RuntimeError): "A run that cannot start or continue; the message says what to do."
@@ -558,7 +557,7 @@ def write_result(
 ):
     "Replace the weights by their average, if there is one; write the float weights and the artifact."
     config, about = run.config, {'preset': run.config.preset, 'model': to_dict(run.config.model)}
-    for average in run.averages.values(): average.give(run.model)
+    for average in run.averages.values(): average.copy_to(run.model)
     about['qat'], run.model.fake_quant = run.model.fake_quant is not None, None
     if config.train_on_validation:
         about['note'] = NOT_LEGAL

@@ -11,46 +11,30 @@ __all__ = ['Chunk', 'chunks', 'row_blocks', 'rate_factors', 'WeightSteps', 'Adap
 import copy
 import json
 import math
+import numpy as np
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 import torch
 import torch.distributed as dist
 import tyro
-from jaxtyping import Float32, Float64, Int64, Integer
-from torch import Tensor
-from tqdm import tqdm
-
-from golf_nb.evaluate import (
-    TAILS,
-    Batches,
-    Scores,
-    Window,
-    bits_per_byte,
-    compiled_for,
-    load_config,
-    load_model,
-    log_probs,
-    score_windows,
-    stream_of,
-    windows,
-)
-
-from .artifact import write_atomically
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from .block import Weights
 from .config import TTTConfig
 from .data import get_dataset
+from .evaluate import Batches, Scores, TAILS, Window, bits_per_byte, compiled_for, load_config, load_model, log_probs, score_windows, stream_of, windows
+from .files import write_atomically
 from .layers import DTYPES
 from .model import Model
 from .optim import orthogonalize
 from .schedule import Schedule
 from .tokenizer import ByteTable
+from jaxtyping import Float32, Float64, Int64, Integer
+from pathlib import Path
+from torch import Tensor
+from tqdm import tqdm
+from typing import NamedTuple
 
 # %% ../nbs/14_ttt.ipynb #dedcbef8
 @dataclass(frozen=True)

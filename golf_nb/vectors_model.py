@@ -47,8 +47,9 @@ from .block import Context, Weights, attention, exclude_self, mlp, visit
 from .conditioning import phase_mix
 from .config import Rope
 from .data import SequentialLoader, ShuffledLoader, read_shard, write_shard
+from .evaluate import ROUNDING, as_run
 from .layers import bigram_bucket, rms_norm, rotary_frequencies, rotary_table, rotate
-from .model import ROUNDING, Model, as_run, build, overtone
+from .model import Model, build, overtone
 from .quant import fake_quant
 from .tokenizer import ByteTable, Tokenizer
 
@@ -56,8 +57,8 @@ from .tokenizer import ByteTable, Tokenizer
 def _forward_case(z: Vectors) -> Iterator[Comparison]:
     "A forward and backward pass: logits, losses, gradients, traces, and the same in other precisions."
     model, tokens, targets, seen = model_of(z), z.ids('input_ids'), z.ids('target_ids'), {}
-    def see(v, name, x): seen[v, name] = x.detach()
-    yield near('logits', model(tokens, see=see))
+    def hook(v, name, x): seen[v, name] = x.detach()
+    yield near('logits', model(tokens, hook=hook))
     loss = model.loss(tokens, targets)
     loss.backward()
     yield near('loss', loss, 1e-5)
@@ -74,7 +75,7 @@ def _traces(
     z: Vectors, model: Model, tokens: Tensor, seen: dict[tuple[int, str], Tensor],
 ) -> Iterator[Comparison]:
     "Compare what the hooks recorded, under each system's own names."
-    config, used = model.config, model.used()
+    config, used = model.config, model.cast_weights()
     depth = len(config.schedule)
     known = {}
     for side, name in (('in', 'in'), ('out', 'visited')):
@@ -146,7 +147,7 @@ class TileProducts(TorchFunctionMode):
     "Within this context, bf16 matrices are multiplied by `tile_product`."
     def __enter__(self):
         # products stay in bf16 even where this machine would compute them in fp32
-        self.native = mock.patch('golf_nb.layers._by_fp32', lambda x: False)
+        self.native = mock.patch('golf_nb.layers._needs_fp32', lambda x: False)
         self.native.start()
         return super().__enter__()
 
@@ -163,7 +164,7 @@ class TileProducts(TorchFunctionMode):
 # %% ../nbs/23_vectors_model.ipynb #d15cedc7
 def _visits_as_run(model: Model) -> list[Weights | None]:
     "Matrices of #927's visits as run: where XSA leaves fp32, the output matrix is quantized in fp32 too."
-    blocks, grid = model.used().blocks, replace(model.fake_quant, dtype=None)
+    blocks, grid = model.cast_weights().blocks, replace(model.fake_quant, dtype=None)
     def wide(b): return blocks[b]._replace(o=grid(f'blocks.{b}.o', model.blocks[b].o).bfloat16())
     return [wide(layer.block) if layer.xsa and layer.value_embed is not None else None
             for layer in model.config.schedule]
@@ -195,7 +196,7 @@ def _as_run_case(z: Vectors) -> Iterator[Comparison]:
 def _blocks_case(z: Vectors) -> Iterator[Comparison]:
     "Blocks and their parts alone (#1493), with the weights of forward.npz beside."
     model, x = from_reference(1493, z.beside('forward').under('param/'), z.config()), z.tensor('x')
-    config, used = model.config, model.used()
+    config, used = model.config, model.cast_weights()
     cos, sin = rotary_table(x.shape[1], config.dim//config.heads, config.rope)
     context = Context(config, cos, sin, z.tensor('x0'))
     for kind in ('seq', 'par'):

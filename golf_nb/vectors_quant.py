@@ -6,55 +6,29 @@
 __all__ = ['CONTROLS', 'VECTOR_END', 'QUANT_KINDS', 'round_as', 'export']
 
 # %% ../nbs/25_vectors_quant.ipynb #da902fec
+import brotli
 import io
 import json
 import lzma
+import numpy as np
 import re
 import tempfile
+import torch
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import brotli
-import numpy as np
-import torch
-from torch import Tensor
-
-from golf_nb.gptq import (
-    calibrate,
-    collect_hessians,
-    feedback,
-    generate_text,
-    prune,
-    quantize,
-    round_matrix,
-    single_step_codes,
-    stored_grid,
-)
-from golf_nb.interop import (
-    MATRICES,
-    README,
-    Comparison,
-    InteropError,
-    Kind,
-    Vectors,
-    from_reference,
-    load_artifact,
-    model_of,
-    near,
-    same,
-    shuffle_bytes,
-)
-
 from .config import Calibration
 from .data import SequentialLoader
+from .gptq import calibrate, collect_hessians, feedback, generate_text, prune, quantize, round_matrix, single_step_codes, stored_grid
+from .interop import Comparison, InteropError, Kind, MATRICES, PULL_REQUESTS, README, Vectors, from_reference, load_artifact, model_of, near, same, shuffle_bytes
 from .model import Model
-from .presets import GRIDS
+from .presets import get
 from .quant import Codes, Grid, from_codes, restore
 from .schedule import first_visits
 from .vectors_training import run_settings, shards
+from pathlib import Path
+from torch import Tensor
+from typing import Any
 
 # %% ../nbs/25_vectors_quant.ipynb #d86aa5f2
 _SCALES = ('attn_scale', 'mlp_scale', 'resid_mix', 'q_gain', 'skip_weight')
@@ -80,7 +54,7 @@ def round_as(
     hessian: Tensor | None = None,    # of its inputs; None: no feedback
 ) -> Codes:
     "Round one matrix by the recipe of a preset."
-    recipe = GRIDS[{927: 'cycle', 341: 'hybrid', 1640: 'universal', 1406: 'replay', 1493: 'loop3'}[pr]]
+    recipe = get(PULL_REQUESTS[pr], 'full').quant
     rounding = recipe.embed_rounding if bits == 8 and pr in (927, 1406) else recipe.rounding
     k = recipe.clip_k if bits == 6 else recipe.embed_clip_k
     inputs = None if hessian is None else feedback(hessian, recipe.calibration)
@@ -220,7 +194,7 @@ def _int8_case(z: Vectors) -> Iterator[Comparison]:
 # %% ../nbs/25_vectors_quant.ipynb #451ffd23
 def _twice_case(z: Vectors) -> Iterator[Comparison]:
     "The exporter of #1640, both of its roundings."
-    config, first = z.config(), replace(GRIDS['universal'], again=None)
+    config, first = z.config(), replace(get('universal', 'full').quant, again=None)
     for name, dtype in config['dtypes'].items():
         w = z.tensor(f'in/{name}').to(getattr(torch, dtype))
         part = export(1640, name, w, config['keep_float_max_numel'])
@@ -266,7 +240,7 @@ def _gptq_case(z: Vectors) -> Iterator[Comparison]:
     "GPTQ of single matrices (#1493)."
     for case in dict.fromkeys(name.split('/')[0] for name in z.names()):
         bits = int(z[f'{case}/clip_range']).bit_length() + 1
-        rounding, hessian = GRIDS['loop3'].rounding, z.tensor(f'{case}/H')
+        rounding, hessian = get('loop3', 'full').quant.rounding, z.tensor(f'{case}/H')
         grid = stored_grid(Grid(bits, 'std', float(z[f'{case}/clip_sigmas']), unbiased=True), rounding)
         inputs = feedback(hessian, Calibration(block=int(z[f'{case}/block_size'])))
         codes, steps = round_matrix(z.tensor(f'{case}/W'), grid, rounding, inputs)
@@ -302,7 +276,7 @@ def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
         yield _relative(f'hessian/{_theirs(name)}', hessian, z)
     names = collect_hessians(model, z.ids('calib_ids')[:1])
     recorded = {name: z.tensor(f'hessian/{_theirs(name)}') for name in names}
-    recipe = replace(GRIDS['loop3'], bits=config['matrix_bits'], embed_bits=config['embed_bits'],
+    recipe = replace(get('loop3', 'full').quant, bits=config['matrix_bits'], embed_bits=config['embed_bits'],
                      clip_k=config['matrix_clip_sigmas'], embed_clip_k=config['embed_clip_sigmas'],
                      min_numel=config['numel_threshold'])
     stored = quantize(model, recipe, hessians=recorded)
@@ -389,7 +363,7 @@ def _run_1406(z: Vectors) -> tuple[Model, list[Tensor]]:
 def _file_1406_case(z: Vectors) -> Iterator[Comparison]:
     "The artifact of #1406's whole run, from its weights and its text."
     model, text = _run_1406(z)
-    recipe = replace(GRIDS['replay'], prune_bytes=None)
+    recipe = replace(get('replay', 'full').quant, prune_bytes=None)
     measure = replace(recipe.calibration, batches=len(text))
     def rounded(hessians):
         known = {name: z.tensor(f'hessian/{_theirs(name)}') if f'hessian/{_theirs(name)}' in z else hessian
