@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import one_now
 from torch import nn
 
 from golf_nb.config import Calibration, QuantConfig, Rounding, from_dict, to_dict
@@ -249,7 +248,7 @@ def test_a_linear_that_never_runs_is_named():
 
 # --- our own models -------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module', params=one_now([name for name in PRESETS if name in GRIDS], 'cycle', 'loop3'))
+@pytest.fixture(scope='module', params=[name for name in PRESETS if name in GRIDS])
 def mini(request):
     "A mini model with weights that matter, its recipe, and a little text."
     config, generator = get(request.param, 'mini'), torch.Generator().manual_seed(0)
