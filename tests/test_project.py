@@ -84,13 +84,20 @@ def book(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def small_book(tmp_path):
+@pytest.fixture(scope='session')
+def exported_book(tmp_path_factory):
     "A book of one chapter that breaks no rule."
-    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
-    write_notebook(tmp_path/'nbs'/'00_low.ipynb', '# low\n\n> Low.', '#| default_exp low', '#| export\nX = 1')
-    run('nbdev_export', cwd=tmp_path)
-    return tmp_path
+    book = tmp_path_factory.mktemp('book')
+    for name in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT/name, book)
+    write_notebook(book/'nbs'/'00_low.ipynb', '# low\n\n> Low.', '#| default_exp low', '#| export\nX = 1')
+    run('nbdev_export', cwd=book)
+    return book
+
+
+@pytest.fixture
+def small_book(exported_book, tmp_path):
+    "A copy of that book, to be changed."
+    return shutil.copytree(exported_book, tmp_path, dirs_exist_ok=True)
 
 
 GUARDS = [without_own_ids, machine_paths, stored_errors, not_clean, not_exported]
