@@ -593,6 +593,8 @@ class Vectors:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InteropError(f'{path.name}: cannot be read as npz: {error}') from None
         self.inputs: set[str] = set()
+        if 'param_from' in self.arrays:     # files of one folder may share their parameters
+            self.arrays |= self.beside(str(self.arrays.pop('param_from'))).under('param/', 'param/')
         self.remarks: dict[str, str] = {}   # arrays that nobody can compare, and why
 
     def __contains__(self, name: str) -> bool: return name in self.arrays
@@ -604,9 +606,9 @@ class Vectors:
         return self.arrays[name]
 
     def names(self, prefix: str = '') -> list[str]: return [n for n in self.arrays if n.startswith(prefix)]
-    def under(self, prefix: str) -> dict[str, np.ndarray]:
-        "Read all inputs below a prefix."
-        return {name.removeprefix(prefix): self[name] for name in self.names(prefix)}
+    def under(self, prefix: str, to: str = '') -> dict[str, np.ndarray]:
+        "Read all inputs below a prefix, which becomes `to`."
+        return {to + name.removeprefix(prefix): self[name] for name in self.names(prefix)}
 
     def tensor(self, name: str) -> Tensor: return torch.from_numpy(self[name])
     def ids(self, name: str) -> Tensor: return torch.from_numpy(self[name].astype(np.int64))
@@ -622,10 +624,14 @@ class Vectors:
         "Tell whose vectors these are: by the names of parameters, or by the folder."
         signs = {'vlayers.': 341, 'film_gamma': 1640, 'qo_bank': 1406, '/attn_scales': 927, '/skip_': 1493}
         found = [pr for sign, pr in signs.items() if any(sign in name for name in self.arrays)]
-        folders = [part[2:] for part in self.path.resolve().parent.parts if re.fullmatch(r'pr\d+', part)]
-        if not found and not folders:
+        if not found and self.folder() is None:
             raise InteropError(f'{self.path.name}: whose is it? Put it in a folder pr927, pr341, ...')
-        return found[0] if found else int(folders[-1])
+        return found[0] if found else self.folder()
+
+    def folder(self) -> int | None:
+        "Read the number of the pull request in the name of the folder, e.g. pr927."
+        folders = [part[2:] for part in self.path.resolve().parent.parts if re.fullmatch(r'pr\d+', part)]
+        return int(folders[-1]) if folders else None
 
 # %% ../nbs/15_interop.ipynb #d9280995
 def largest(
@@ -770,9 +776,11 @@ def check_file(
     report = Report(f'{path.parent.name}/{path.name}')
     try:
         z = Vectors(path)
-        if (kind := kind_of(z, kinds)) is None:
-            report.kind = 'unknown'
-            report.left = dict.fromkeys(z.arrays, 'nothing here computes such a file yet')
+        strange = z.folder() not in (None, *PULL_REQUESTS)
+        if strange or (kind := kind_of(z, kinds)) is None:
+            why = 'nothing here computes such a file yet'
+            if strange: why = f'#{z.folder()} is not one of {[*PULL_REQUESTS]}, which are built here'
+            report.kind, report.left = 'unknown', dict.fromkeys(z.arrays, why)
             return report
         report.kind, seen = kind.name, {}
         for comparison in kind.compare(z): _compare(comparison, z, report, seen)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from golf_nb.interop import Vectors, check_file, difference, from_reference, kind_of
-from golf_nb.optim import Muon
+from golf_nb.optim import Muon, orthogonalize
 from golf_nb.presets import get
 from golf_nb.vectors_model import TileProducts, tile_product
 from golf_nb.vectors_training import (
     KINDS,
+    RECORDED,
     Recorded,
     begin,
     recipe,
@@ -54,6 +55,21 @@ def test_a_changed_input_fails_end_to_end(reference, tmp_path, name, array):
     copy.parent.mkdir()
     np.savez(copy, **arrays | {array: arrays[array]*1.01})
     assert check_file(copy, KINDS).verdict == 'FAIL'
+
+
+def one_less(g, steps, dtype, **options): return orthogonalize(g, steps - 1, dtype, **options)
+
+
+@pytest.mark.parametrize('mistake', [
+    ('golf_nb.optim.COEFFICIENTS', {'quintic': [(3.4445, -4.7750, 2.0415)]}),    # one digit
+    ('golf_nb.optim.orthogonalize', one_less),
+    ('golf_nb.optim.max', lambda *sizes: 1)])                                    # the shape's factor
+@pytest.mark.parametrize('name', [f'pr{pr}/muon_step' for pr in (927, 341, 1640, 1406, 1493)])
+def test_a_mistake_in_a_step_fails(vectors, monkeypatch, name, mistake):
+    monkeypatch.setattr(*mistake, raising=False)
+    report = check_file(vectors/f'{name}.npz', KINDS)
+    assert report.verdict == 'FAIL' and not report.error
+    assert any(apart > tolerance for _, apart, tolerance, source in report.rows if source == RECORDED)
 
 
 def test_the_recorded_order_of_sums_is_only_for_bf16():
