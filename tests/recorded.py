@@ -1,7 +1,7 @@
 "Recorded vectors in tests: do they come out, and is a change noticed?"
 import numpy as np
 
-from golf_nb.interop import check_file
+from golf_nb.interop import Vectors, check_file
 from golf_nb.vectors_scoring import ALL_KINDS
 
 def misses(path):
@@ -15,7 +15,7 @@ def misses(path):
 
 def misses_when_changed(path, array, folder):
     "The same after one of its arrays was moved by 1."
-    with np.load(path) as recorded: arrays = dict(recorded)
+    arrays = Vectors(path).arrays
     arrays[array] = arrays[array] + np.asarray(1, arrays[array].dtype)
     copy = folder/path.parent.name/path.name
     copy.parent.mkdir()

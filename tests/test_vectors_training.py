@@ -7,11 +7,12 @@ import torch
 from reading import one_now
 
 from golf_nb.interop import Vectors, check_file, distance, from_reference, kind_of
-from golf_nb.optim import Muon
+from golf_nb.optim import Muon, orthogonalize
 from golf_nb.presets import get
 from golf_nb.vectors_model import TileProducts, tile_product
 from golf_nb.vectors_training import (
     OPTIM_KINDS,
+    RECORDED,
     TRAINING_KINDS,
     RecordedRun,
     begin,
@@ -48,15 +49,30 @@ def test_a_changed_array_is_noticed(reference, name):
 
 
 @pytest.mark.parametrize('name, array', one_now([
-    ('pr927/muon_step', 'grad1/tall'), ('pr1493/ema', 'param/skip_gates'),
+    ('pr927/muon_step', 'grad1/odd'), ('pr1493/ema', 'param/skip_gates'),
     ('pr341/train_steps', 'grad0/tok_emb.weight'), ('pr927/schedule', 'wallclock/elapsed_ms')],
-    ('pr927/muon_step', 'grad1/tall')))
+    ('pr927/muon_step', 'grad1/odd')))
 def test_a_changed_input_fails_end_to_end(reference, tmp_path, name, array):
     arrays = Vectors(reference/f'{name}.npz').arrays
     copy = tmp_path/name.split('/')[0]/'copy.npz'
     copy.parent.mkdir()
     np.savez(copy, **arrays | {array: arrays[array]*1.01})
     assert check_file(copy, OPTIM_KINDS + TRAINING_KINDS).verdict == 'FAIL'
+
+
+def one_less(g, steps, dtype, **options): return orthogonalize(g, steps - 1, dtype, **options)
+
+
+@pytest.mark.parametrize('mistake', [
+    ('golf_nb.optim.COEFFICIENTS', {'quintic': [(3.4445, -4.7750, 2.0415)]}),    # one digit
+    ('golf_nb.optim.orthogonalize', one_less),
+    ('golf_nb.optim.max', lambda *sizes: 1)])                                    # the shape's factor
+@pytest.mark.parametrize('name', [f'pr{pr}/muon_step' for pr in (927, 341, 1640, 1406, 1493)])
+def test_a_mistake_in_a_step_fails(vectors, monkeypatch, name, mistake):
+    monkeypatch.setattr(*mistake, raising=False)
+    report = check_file(vectors/f'{name}.npz', OPTIM_KINDS)
+    assert report.verdict == 'FAIL' and not report.error
+    assert any(apart > tolerance for _, apart, tolerance, source in report.rows if source == RECORDED)
 
 
 def test_the_recorded_order_of_sums_is_only_for_bf16():
