@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import one_now
 from torch import nn
 
 from golf_nb.config import Calibration, QuantConfig, Rounding, from_dict, to_dict
@@ -248,7 +249,10 @@ def test_a_linear_that_never_runs_is_named():
 
 # --- our own models -------------------------------------------------------------------------------------
 
-@pytest.fixture(scope='module', params=[name for name in PRESETS if name in GRIDS])
+STORED = [name for name in PRESETS if name in GRIDS]
+
+
+@pytest.fixture(scope='module', params=one_now(STORED, 'cycle', 'hybrid', 'universal', 'loop3'))
 def mini(request):
     "A mini model with weights that matter, its recipe, and a little text."
     config, generator = get(request.param, 'mini'), torch.Generator().manual_seed(0)
