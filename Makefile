@@ -28,18 +28,18 @@ test-all: $(READY)  ## Run the long proofs too: every recipe killed and resumed,
 	$(ONE_THREAD) $(PY) -m pytest --all -n $(WORKERS) --dist=worksteal $(ARGS)
 
 again: $(READY)  ## Rerun an experiment and its page: make again PAGE=e01; a toy version in seconds: ARGS=--toy
-	$(PY) -m golf_nb.grid nbs/experiments/$(PAGE).json --again $(ARGS)
-	$(if $(findstring --toy,$(ARGS)),,$(PY) -m golf_nb.findings && $(ONE_THREAD) $(PY) -m golf_nb.book run nbs/experiments/$(PAGE)_*.ipynb)
+	$(PY) -m golf_nb.study.grid nbs/experiments/$(PAGE).json --again $(ARGS)
+	$(if $(findstring --toy,$(ARGS)),,$(PY) -m golf_nb.study.findings && $(ONE_THREAD) $(PY) -m golf_nb.authoring.book run nbs/experiments/$(PAGE)_*.ipynb)
 
 notebooks: export  ## Run the notebooks and store their outputs; a selection: NOTEBOOKS="nbs/00_schedule.ipynb"
-	$(ONE_THREAD) $(PY) -m golf_nb.book run $(NOTEBOOKS)
+	$(ONE_THREAD) $(PY) -m golf_nb.authoring.book run $(NOTEBOOKS)
 
 export: $(READY)  ## Write golf_nb/ from the notebooks, and clean the notebooks
 	$(VENV)/bin/nbdev_clean
 	$(VENV)/bin/nbdev_export
 
 readme: $(READY)  ## Write README.md from nbs/index.ipynb
-	$(PY) -m golf_nb.book readme
+	$(PY) -m golf_nb.authoring.book readme
 
 bench: $(READY)  ## Measure speed, each number with a baseline
 	$(PY) bench/table.py $(ARGS)

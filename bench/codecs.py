@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from golf_nb.artifact import CODECS, ENTROPY, Part, decoder_bytes, entropy_bits, load, read_header, save
+from golf_nb.artifact import load, read_header, save
+from golf_nb.codecs import CODECS, ENTROPY, Part, decoder_bytes, entropy_bits
 from golf_nb.config import QuantConfig
 from golf_nb.model import build
 from golf_nb.presets import get

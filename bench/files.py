@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from beside import write_record
 
-from golf_nb.artifact import CODECS, Part
+from golf_nb.codecs import CODECS, Part
 from golf_nb.config import Calibration
 from golf_nb.gptq import READERS, collect_hessians, compensated_codes, feedback
 from golf_nb.model import build

@@ -12,7 +12,8 @@ from golf_nb.data import get_dataset
 from golf_nb.files import write_atomically
 from golf_nb.presets import get
 from golf_nb.report import circumstances
-from golf_nb.trainer import Process, prime, start, train_step
+from golf_nb.step import Process, start, train_step
+from golf_nb.trainer import prime
 
 KINDS = ('none', 'ste', 'tied', 'fresh', 'ste, in every micro-batch')
 

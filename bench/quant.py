@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from golf_nb.artifact import entropy_bits
+from golf_nb.codecs import entropy_bits
 from golf_nb.config import Calibration, QuantConfig, Rounding
 from golf_nb.data import ShuffledLoader, get_dataset
 from golf_nb.gptq import READERS, calibrate, collect_hessians, quantize

@@ -18,7 +18,8 @@ def one(name, steps, tokens):
     from golf_nb.model import count_parameters
     from golf_nb.optim import Clock
     from golf_nb.presets import get
-    from golf_nb.trainer import prime, process_group, start, train_step
+    from golf_nb.step import process_group, start, train_step
+    from golf_nb.trainer import prime
     config, seconds = get(name), []
     config = replace(config, steps=1000, data=replace(config.data, batch_tokens=tokens))
     late = Clock(900, steps=1000)                             # all visits, on the grid

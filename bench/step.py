@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from golf_nb.data import get_dataset
 from golf_nb.optim import Clock
 from golf_nb.presets import get
-from golf_nb.trainer import Process, prime, start, train_step
+from golf_nb.step import Process, start, train_step
+from golf_nb.trainer import prime
 
 def kind(event):
     "Classify the self time of an event."

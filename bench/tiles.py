@@ -21,7 +21,8 @@ def worker(name, tiles, tokens):
     from golf_nb.kernels.tiles import load_tiles
     from golf_nb.optim import Clock
     from golf_nb.presets import get
-    from golf_nb.trainer import Process, prime, start, train_step
+    from golf_nb.step import Process, start, train_step
+    from golf_nb.trainer import prime
     torch.set_num_threads(1)
     if not tiles: golf_nb.kernels.load_tiles = lambda: False
     elif not load_tiles(): sys.exit('this machine has no tiles')

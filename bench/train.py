@@ -23,7 +23,8 @@ def one(name, rounds, tokens, steps, recomputed=False):
     from golf_nb.model import flops_per_token, memory_bytes
     from golf_nb.optim import Clock
     from golf_nb.presets import get
-    from golf_nb.trainer import Process, prime, start, train_step
+    from golf_nb.step import Process, start, train_step
+    from golf_nb.trainer import prime
     config = get(name)
     config = replace(config, steps=1000, recompute=recomputed, data=replace(config.data, batch_tokens=tokens))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024     # torch itself

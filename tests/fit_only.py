@@ -10,7 +10,8 @@ import torch
 from golf_nb import trainer
 from golf_nb.data import get_dataset
 from golf_nb.presets import get
-from golf_nb.trainer import fit, keep_log, prime, process_group, resume, start
+from golf_nb.step import process_group, start
+from golf_nb.trainer import fit, keep_log, prime, resume
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('preset')

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from golf_nb.artifact import CODECS, MAGIC, ArtifactError, load, read_header, save
+from golf_nb.artifact import MAGIC, load, read_header, save
+from golf_nb.codecs import CODECS, ArtifactError
 from golf_nb.quant import Codes, Grid, convert
 
 RUNS_CODE = ('exec', 'compile', 'import', 'os.system', 'os.exec', 'os.posix_spawn', 'subprocess.Popen',

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ def notebooks(root):
 
 
 def chapters(root):
-    "The notebooks that are a module: `nbs/NN_name.ipynb`, or NNb between two."
-    return [path for path in notebooks(root) if re.fullmatch(r'\d\d[a-z]?_\w+', path.stem)]
+    "The notebooks that are a module: `nbs/NN_name.ipynb` of the core, `nbs/wing/NN_name.ipynb` of a wing."
+    return [path for path in notebooks(root) if re.fullmatch(r'\d\d_\w+', path.stem)]
 
 
 def core(root):
@@ -37,14 +38,20 @@ def core(root):
 
 
 def modules(root):
-    "The modules of the package, without the two that nbdev writes for itself."
-    generated = ('__init__.py', '_modidx.py')
-    return [path for path in sorted((root/'golf_nb').rglob('*.py')) if path.name not in generated]
+    "The modules of the package, without what nbdev writes alone: its index, and an empty `__init__`."
+    def written(path):
+        return path.name == '_modidx.py' or path.name == '__init__.py' and '# %%' not in path.read_text()
+    return [path for path in sorted((root/'golf_nb').rglob('*.py')) if not written(path)]
 
 
 def cells(path, kind='code'):
     "The cells of one kind in a notebook."
-    return [cell for cell in json.loads(path.read_text())['cells'] if cell['cell_type'] == kind]
+    return [cell for cell in _notebook(path, path.stat().st_mtime_ns, path.stat().st_size)['cells']
+            if cell['cell_type'] == kind]
+
+
+@lru_cache(None)
+def _notebook(path, *version): return json.loads(path.read_text())
 
 
 def source(cell):
@@ -59,6 +66,11 @@ def exported(cell):
 
 def trees(path):
     "The syntax trees of a file: of each code cell of a notebook, or of the one module."
+    return _trees(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@lru_cache(None)
+def _trees(path, *version):
     if path.suffix == '.ipynb': return [ast.parse(source(cell)) for cell in cells(path)]
     return [ast.parse(path.read_text())]
 

@@ -1,8 +1,8 @@
 "Recorded vectors in tests: do they come out, and is a change noticed?"
 import numpy as np
 
-from golf_nb.interop import Vectors, check_file
-from golf_nb.vectors_scoring import ALL_KINDS
+from golf_nb.interop.command import ALL_KINDS
+from golf_nb.interop.vectors import Vectors, check_file
 
 def misses(path):
     "The arrays of a file that do not agree; the file as a whole must have been compared."

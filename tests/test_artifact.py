@@ -5,20 +5,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from golf_nb.artifact import (
-    CODECS,
-    ArtifactError,
-    Part,
-    by_group,
-    choose_codecs,
-    decoder_bytes,
-    entropy_bits,
-    ledger,
-    load,
-    read_header,
-    save,
-    what_fits,
-)
+from golf_nb.artifact import by_group, ledger, load, read_header, save, what_fits
+from golf_nb.codecs import CODECS, ArtifactError, Part, choose_codecs, decoder_bytes, entropy_bits
 from golf_nb.files import sha256
 from golf_nb.quant import Codes, Grid, convert
 

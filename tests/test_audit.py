@@ -22,8 +22,11 @@ from zoo.cheats import CHEATS
 from zoo.honest import HONEST, Counter, ScoreFirst, Sliding, Tiny, Uniform, log_softmax
 
 import golf_nb
-from golf_nb.audit import AuditError, Stream, audit, import_predictor, make_predictor
-from golf_nb.audit_folders import audit_folder, audit_run, audit_seeds, ledger_row, main
+from golf_nb.audit.command import main
+from golf_nb.audit.folders import audit_folder, audit_run, audit_seeds, ledger_row
+from golf_nb.audit.isolation import import_predictor, make_predictor
+from golf_nb.audit.protocol import audit
+from golf_nb.audit.stream import AuditError, Stream
 
 ZOO = Path(__file__).parent/'zoo'
 EXPECTED = json.loads((ZOO/'expected.json').read_text())
@@ -381,7 +384,7 @@ class Maps(Counter):
 class Patches(Opens):
     "Changes the auditor, then opens the file."
     def start(self, *facts):
-        golf_nb.audit._may_open = lambda *_: True
+        golf_nb.audit.isolation._may_open = lambda *_: True
         super().start(*facts)
 
 

@@ -14,7 +14,12 @@ from safetensors.torch import save_file
 
 from golf_nb.artifact import save
 from golf_nb.block import Weights
-from golf_nb.compounding import (
+from golf_nb.config import EvalConfig, ModelConfig, QuantConfig, RunConfig, to_dict
+from golf_nb.model import build
+from golf_nb.presets import PRESETS
+from golf_nb.quant import convert, plan_grids, prepare, restore
+from golf_nb.schedule import first_visits, from_order
+from golf_nb.study.compounding import (
     KINDS,
     CompoundingError,
     Text,
@@ -49,12 +54,7 @@ from golf_nb.compounding import (
     visit_gradients,
     weight_error,
 )
-from golf_nb.config import EvalConfig, ModelConfig, QuantConfig, RunConfig, to_dict
-from golf_nb.measures import load_pair, validation_text
-from golf_nb.model import build
-from golf_nb.presets import PRESETS
-from golf_nb.quant import convert, plan_grids, prepare, restore
-from golf_nb.schedule import first_visits, from_order
+from golf_nb.study.measures import load_pair, validation_text
 from golf_nb.tokenizer import ByteTable
 
 pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit.script. is deprecated')  # inside torch.func
@@ -414,7 +414,7 @@ def test_a_run_directory(tmp_path, monkeypatch, loop):
     class Stub:
         byte_table = TABLE
         def val_tokens(self): return np.arange(100) % 24
-    monkeypatch.setattr('golf_nb.measures.get_dataset', lambda source, vocab: Stub())
+    monkeypatch.setattr('golf_nb.study.measures.get_dataset', lambda source, vocab: Stub())
     text = validation_text(config, rows=3)
     assert text.rows.shape == (3, 9) and text.bytes == 48
     assert text.rows[:, 0].tolist() == [0, 8*4 % 24, 8*8 % 24]                     # evenly over twelve rows

@@ -5,9 +5,9 @@ import shutil
 import pytest
 from reading import ROOT, cells, one_now, source
 
-from golf_nb.book import run_notebook
-from golf_nb.findings import NOT_RUN, Page, all_pages, arms_of, summary_rows
-from golf_nb.grid import TOY, jobs_of, main, read_grid, read_record
+from golf_nb.authoring.book import run_notebook
+from golf_nb.study.findings import NOT_RUN, Page, all_pages, arms_of, summary_rows
+from golf_nb.study.grid import TOY, jobs_of, main, read_grid, read_record
 
 FOLDER = ROOT/'nbs'/'experiments'
 GRIDS = sorted(FOLDER.glob('e[0-9][0-9].json'))
@@ -79,6 +79,6 @@ def test_records_are_of_the_nets_that_the_grid_names(path):
 
 
 def test_the_summary_is_of_these_records():
-    "The copy of the verdicts that lower chapters read; `python -m golf_nb.findings` writes it anew."
+    "The copy of the verdicts that lower chapters read; `python -m golf_nb.study.findings` writes it anew."
     rows = summary_rows(list(all_pages(FOLDER, ROOT/'results')))
     assert json.loads((ROOT/'results'/'summary.json').read_text()) == rows

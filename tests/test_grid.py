@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from golf_nb.grid import STOPPED, jobs_of, main, read_records, state_of, steps_done, toy_text
+from golf_nb.study.grid import STOPPED, jobs_of, main, read_records, state_of, steps_done, toy_text
 
-GRID = [sys.executable, '-m', 'golf_nb.grid']
+GRID = [sys.executable, '-m', 'golf_nb.study.grid']
 SMALL = {
     'steps': 2, 'model.dim': 32, 'model.hidden': 64, 'model.vocab': 384, 'model.bigram.buckets': 64,
     'quant.min_numel': 1000, 'data.seq_len': 32, 'data.batch_tokens': 64, 'eval.window': 32, 'log_every': 1,
@@ -49,7 +49,7 @@ def wait_for(condition, process):
 
 def test_help_and_list_do_without_torch(here):
     write(here)
-    code = 'import sys, golf_nb.grid as g; g.main(["g.json", "--list"]); sys.exit("torch" in sys.modules)'
+    code = 'import sys, golf_nb.study.grid as g; g.main(["g.json", "--list"]); sys.exit("torch" in sys.modules)'
     done = subprocess.run([*GRID[:1], '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ['g', 'one-1', 'new', 'g', 'two-1', 'new']

@@ -19,31 +19,27 @@ from hypothesis import strategies as st
 from reading import one_now
 
 from golf_nb import interop
-from golf_nb.evaluate import as_run
 from golf_nb.gptq import feedback, round_matrix
-from golf_nb.interop import (
+from golf_nb.interop.command import ALL_KINDS, main
+from golf_nb.interop.files import load_artifact, load_checkpoint, shuffle_bytes, unshuffle_bytes
+from golf_nb.interop.vectors import Vectors, check, check_file
+from golf_nb.interop.vectors_model import MODEL_KINDS, _visits_as_run
+from golf_nb.interop.vectors_optim import OPTIM_KINDS, RECORDED
+from golf_nb.interop.vectors_quant import export
+from golf_nb.interop.vectors_training import TRAINING_KINDS
+from golf_nb.interop.weights import (
     PULL_REQUESTS,
     InteropError,
-    Vectors,
-    check,
-    check_file,
     from_reference,
-    load_artifact,
-    load_checkpoint,
     reference_config,
     reference_init,
     reference_items,
-    shuffle_bytes,
     to_reference,
-    unshuffle_bytes,
     xsa_per_visit,
 )
 from golf_nb.presets import get
 from golf_nb.quant import Grid, from_codes
-from golf_nb.vectors_model import MODEL_KINDS, _visits_as_run
-from golf_nb.vectors_quant import export
-from golf_nb.vectors_scoring import ALL_KINDS, main
-from golf_nb.vectors_training import OPTIM_KINDS, RECORDED, TRAINING_KINDS
+from golf_nb.runs import as_run
 
 ROOT = Path(__file__).parents[1]
 FORWARD = [f'pr{pr}/forward' for pr in PULL_REQUESTS] + ['pr927/forward_qat_b', 'pr1493/forward_norecur']

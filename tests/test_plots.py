@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import pytest
 from reading import ROOT, cells, run, source
 
-from golf_nb.findings import TOO_FEW, VERDICTS, find
-from golf_nb.grid import read_grid
 from golf_nb.plots import cut_labels
 from golf_nb.presets import PRESETS
-from golf_nb.report import CONTRADICTED, SUPPORTED, UNDECIDED, draw_schedule
+from golf_nb.report import draw_schedule
+from golf_nb.study.findings import TOO_FEW, VERDICTS, find
+from golf_nb.study.grid import read_grid
+from golf_nb.study.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 
 FOLDER = ROOT/'nbs'/'experiments'
 PAGES = sorted(FOLDER.glob('e[1-9][0-9]_*.ipynb')) + sorted(FOLDER.glob('e0[1-9]_*.ipynb'))   # E0's table is slow

@@ -8,10 +8,10 @@ import torch
 
 from golf_nb.config import ConfigError, Init
 from golf_nb.data import get_dataset
-from golf_nb.interop import from_reference, reference_config, to_reference
+from golf_nb.interop.weights import from_reference, reference_config, to_reference
 from golf_nb.model import build
 from golf_nb.presets import PRESETS, Card, differs, get, variant
-from golf_nb.trainer import Process, mean_loss, start, train_step
+from golf_nb.step import Process, mean_loss, start, train_step
 
 COMMON = {
     'vocab_size': 1024, 'model_dim': 256, 'tie_embeddings': True, 'logit_softcap': 30.0, 'rope_base': 10000.0}

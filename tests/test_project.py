@@ -181,7 +181,7 @@ def test_a_failing_notebook_fails(small_book):
 
 
 def test_run_stores_what_the_cells_show(small_book, monkeypatch, capfd):
-    from golf_nb.book import run_in_processes
+    from golf_nb.authoring.book import run_in_processes
     good = write_notebook(small_book/'nbs'/'01_good.ipynb', '6 * 7', '#| slow\n1 / 0')
     bad = write_notebook(small_book/'nbs'/'02_bad.ipynb', '1 / 0')
     before = bad.read_bytes()
@@ -194,14 +194,14 @@ def test_run_stores_what_the_cells_show(small_book, monkeypatch, capfd):
 
 
 def test_book_outside_a_project_is_refused_in_one_line(tmp_path):
-    out = run(sys.executable, '-P', '-m', 'golf_nb.book', 'readme', cwd=tmp_path, code=1)
+    out = run(sys.executable, '-P', '-m', 'golf_nb.authoring.book', 'readme', cwd=tmp_path, code=1)
     assert len(out.splitlines()) == 1 and 'no settings.ini here' in out
 
 
 # --- the README ------------------------------------------------------------------------------------------
 
 def test_readme_is_what_the_index_says(monkeypatch):
-    from golf_nb.book import readme
+    from golf_nb.authoring.book import readme
     monkeypatch.chdir(ROOT)
     assert [path.name for path in readme(check=True)] == [], 'run: make readme'
 
@@ -209,7 +209,7 @@ def test_readme_is_what_the_index_says(monkeypatch):
 def test_a_readme_edited_by_hand_is_detected(small_book):
     "In its own process, because nbdev caches the first settings.ini it reads."
     write_notebook(small_book/'nbs'/'index.ipynb', '# low\n\n> Low.', '1 + 1')
-    command = [sys.executable, '-P', '-m', 'golf_nb.book', 'readme']   # -P: not the golf_nb of the small book
+    command = [sys.executable, '-P', '-m', 'golf_nb.authoring.book', 'readme']   # -P: not the golf_nb of the small book
     assert 'wrote README.md' in run(*command, cwd=small_book)
     assert run(*command, '--check', cwd=small_book) == ''
     with open(small_book/'README.md', 'a') as file: file.write('By hand.\n')

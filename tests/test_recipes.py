@@ -21,7 +21,8 @@ from golf_nb.layers import compiler
 from golf_nb.presets import get
 from golf_nb.quant import Codes
 from golf_nb.report import read_log, summary
-from golf_nb.trainer import TrainingError, train
+from golf_nb.step import TrainingError
+from golf_nb.trainer import train
 
 HERE = Path(__file__).parent
 RECIPES = ['cycle', 'hybrid', 'universal', 'replay', 'loop3']

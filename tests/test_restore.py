@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golf_nb.audit_folders import RunPredictor
+from golf_nb.audit.folders import RunPredictor
 from golf_nb.config import to_dict
 from golf_nb.data import get_dataset
-from golf_nb.evaluate import load_model, sliding
+from golf_nb.evaluate import sliding
 from golf_nb.presets import get
-from golf_nb.trainer import Process, start, train_step, write_result
+from golf_nb.runs import load_model
+from golf_nb.step import Process, start, train_step
+from golf_nb.trainer import write_result
 
 @pytest.fixture(scope='module')
 def universal(tmp_path_factory):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from reading import one_now
 
-from golf_nb.grid import toy_text
 from golf_nb.report import read_log
+from golf_nb.study.grid import toy_text
 from golf_nb.train import main
 
 HERE = Path(__file__).parent

@@ -24,9 +24,10 @@ from golf_nb.config import (
     from_dict,
     to_dict,
 )
-from golf_nb.evaluate import NOT_LEGAL, TAILS, merge, sliding, windows
+from golf_nb.evaluate import TAILS, merge, sliding, windows
 from golf_nb.model import build
 from golf_nb.presets import PRESETS, get
+from golf_nb.runs import NOT_LEGAL
 from golf_nb.schedule import from_order
 from golf_nb.tokenizer import ByteTable
 from golf_nb.ttt import (

@@ -6,21 +6,20 @@ import pytest
 import torch
 from reading import one_now
 
-from golf_nb.interop import Vectors, check_file, distance, from_reference, kind_of
-from golf_nb.optim import Muon, orthogonalize
-from golf_nb.presets import get
-from golf_nb.vectors_model import TileProducts, tile_product
-from golf_nb.vectors_training import (
-    OPTIM_KINDS,
-    RECORDED,
+from golf_nb.interop.vectors import Vectors, check_file, distance, kind_of
+from golf_nb.interop.vectors_model import TileProducts, tile_product
+from golf_nb.interop.vectors_optim import OPTIM_KINDS, RECORDED, recipe
+from golf_nb.interop.vectors_training import (
     TRAINING_KINDS,
     RecordedRun,
     begin,
-    recipe,
     run_settings,
     shards,
     train_again,
 )
+from golf_nb.interop.weights import from_reference
+from golf_nb.optim import Muon, orthogonalize
+from golf_nb.presets import get
 
 def changed(array, part):
     "A copy with every entry (of a part) changed by much more than any tolerance; or by one character."
