@@ -18,7 +18,9 @@ SCRIPTS = Path(sys.executable).parent     # nbdev's commands, whether or not the
 def one_now(values, *now):
     "Parameters of a test of which `make test` takes only those of `now`; `make test-all` takes all."
     assert set(now) <= set(values)
-    return [value if value in now else pytest.param(value, marks=pytest.mark.long) for value in values]
+    def later(value):
+        return pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.long)
+    return [value if value in now else later(value) for value in values]
 
 
 def notebooks(root):

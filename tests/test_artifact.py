@@ -164,7 +164,7 @@ def test_streams_are_the_same_on_every_machine():
 
 
 def test_predictions_stay_within_their_budget(monkeypatch):
-    import golf_nb.artifact as module
+    import golf_nb.codecs as module
     q = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0]
     codes = convert({'w': q}, {'w': Grid(6, 'std', 12.85)})['w'].codes.numpy()
     parts = {name: (codes, Part('int8', codes.shape, 6)) for name in 'abc'}

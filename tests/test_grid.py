@@ -49,7 +49,8 @@ def wait_for(condition, process):
 
 def test_help_and_list_do_without_torch(here):
     write(here)
-    code = 'import sys, golf_nb.study.grid as g; g.main(["g.json", "--list"]); sys.exit("torch" in sys.modules)'
+    code = ('import sys, golf_nb.study.grid as g; g.main(["g.json", "--list"]); '
+            'sys.exit("torch" in sys.modules)')
     done = subprocess.run([*GRID[:1], '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ['g', 'one-1', 'new', 'g', 'two-1', 'new']

@@ -18,11 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import one_now
 
-from golf_nb import interop
 from golf_nb.gptq import feedback, round_matrix
 from golf_nb.interop.command import ALL_KINDS, main
-from golf_nb.interop.files import load_artifact, load_checkpoint, shuffle_bytes, unshuffle_bytes
-from golf_nb.interop.vectors import Vectors, check, check_file
+from golf_nb.interop.files import CODEC, load_artifact, load_checkpoint, shuffle_bytes, unshuffle_bytes
+from golf_nb.interop.vectors import Vectors, check, check_file, kind_of
 from golf_nb.interop.vectors_model import MODEL_KINDS, _visits_as_run
 from golf_nb.interop.vectors_optim import OPTIM_KINDS, RECORDED
 from golf_nb.interop.vectors_quant import export
@@ -75,7 +74,7 @@ def test_the_committed_vectors_pass(vectors, name):
 def test_the_committed_vectors_cover_each_system(vectors):
     "Forward pass with gradients, fake quantization, a step of Muon, a quantizer, scores: whoever has them."
     assert sum(path.stat().st_size for path in vectors.rglob('*') if path.is_file()) <= 6_000_000
-    for pr in interop.PULL_REQUESTS:
+    for pr in PULL_REQUESTS:
         names = {name.split('/')[1] for name in COMMITTED if name.startswith(f'pr{pr}/')}
         wanted = ['muon', 'sliding', 'forward', 'gptq' if pr == 1493 else 'quantize']
         wanted += ['forward_qat']*(pr in (927, 1640, 1406)) + ['ttt']*(pr in (927, 1406, 1493))
@@ -103,13 +102,13 @@ def test_a_system_that_is_not_built_is_named(tmp_path, capsys):
 
 def test_no_vector_file_is_forgotten(reference):
     "Each one is of a system that is built, or is said not to be."
-    of_systems = [path for pr in interop.PULL_REQUESTS for path in (reference/f'pr{pr}').glob('*.npz')]
+    of_systems = [path for pr in PULL_REQUESTS for path in (reference/f'pr{pr}').glob('*.npz')]
     others = sorted(set(reference.rglob('*.npz')) - set(of_systems))
     assert len(of_systems) >= 77 and all(check_file(path, ALL_KINDS).kind == 'unknown' for path in others)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('pr', interop.PULL_REQUESTS)
+@pytest.mark.parametrize('pr', PULL_REQUESTS)
 def test_every_vector_file_passes(reference, pr):
     reports = check(reference/f'pr{pr}', ALL_KINDS)
     assert not [r.name for r in reports if r.verdict != 'pass']
@@ -175,7 +174,7 @@ PERTURBED = ['pr927/forward_b', 'pr341/forward_amp', 'pr341/rotary', 'pr1640/for
 def test_every_change_is_noticed(reference, monkeypatch, name):
     "Each compared array is moved alone; ours are computed once, the rest of the check runs each time."
     path = reference/f'{name}.npz'
-    kind, rows = interop.kind_of(Vectors(path), ALL_KINDS), check_file(path, ALL_KINDS).rows
+    kind, rows = kind_of(Vectors(path), ALL_KINDS), check_file(path, ALL_KINDS).rows
     computed = list(kind.compare(Vectors(path)))
     kinds = [kind._replace(compare=lambda z: iter(computed))]
     fresh = Vectors(path).arrays
@@ -397,7 +396,7 @@ def test_hostile_files_are_refused(tmp_path, monkeypatch):
     refused(lambda: load_checkpoint(written(path, bytes(2**20 + 1))), 'longer')
     refused(lambda: load_artifact(written(path, bytes(2**16 + 1)), 341), 'longer')
     packs = dict(zlib=zlib.compress, lzma=lzma.compress, zstd=zstandard.compress, brotli=brotli.compress)
-    for pr, codec in interop.CODEC.items():
+    for pr, codec in CODEC.items():
         bomb = packs[codec](bytes(2**22))
         refused(lambda pr=pr, bomb=bomb: load_artifact(written(path, bomb), pr), 'refused')
     bomb = io.BytesIO()

@@ -149,7 +149,8 @@ def small_book(tmp_path):
     "A book of a core of three, two wings, and an experiment, that breaks no rule."
     nbs, package = tmp_path/'nbs', tmp_path/'golf_nb'
     pages = {'00_low': 'X = 1', '01_high': 'from golf_nb.low import X',
-             '02_runs': 'from golf_nb.kernels.fast import Y', 'kernels/00_fast': 'from golf_nb.low import X as Y',
+             '02_runs': 'from golf_nb.kernels.fast import Y',
+             'kernels/00_fast': 'from golf_nb.low import X as Y',
              'audit/00_verdict': 'from golf_nb.high import X',
              'audit/01_init': 'from golf_nb.audit.verdict import X',
              'audit/02_main': 'from golf_nb.audit.verdict import X\ndef main(): return X'}

@@ -14,7 +14,8 @@ from golf_nb.study.grid import read_grid
 from golf_nb.study.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
 
 FOLDER = ROOT/'nbs'/'experiments'
-PAGES = sorted(FOLDER.glob('e[1-9][0-9]_*.ipynb')) + sorted(FOLDER.glob('e0[1-9]_*.ipynb'))   # E0's table is slow
+# E0's table is slow
+PAGES = sorted(FOLDER.glob('e[1-9][0-9]_*.ipynb')) + sorted(FOLDER.glob('e0[1-9]_*.ipynb'))
 
 
 @pytest.fixture

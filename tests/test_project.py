@@ -209,7 +209,8 @@ def test_readme_is_what_the_index_says(monkeypatch):
 def test_a_readme_edited_by_hand_is_detected(small_book):
     "In its own process, because nbdev caches the first settings.ini it reads."
     write_notebook(small_book/'nbs'/'index.ipynb', '# low\n\n> Low.', '1 + 1')
-    command = [sys.executable, '-P', '-m', 'golf_nb.authoring.book', 'readme']   # -P: not the golf_nb of the small book
+    # -P: not the golf_nb of the small book
+    command = [sys.executable, '-P', '-m', 'golf_nb.authoring.book', 'readme']
     assert 'wrote README.md' in run(*command, cwd=small_book)
     assert run(*command, '--check', cwd=small_book) == ''
     with open(small_book/'README.md', 'a') as file: file.write('By hand.\n')

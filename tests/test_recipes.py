@@ -15,7 +15,8 @@ import torch
 from reading import one_now
 from safetensors import safe_open
 
-from golf_nb import audit_folders, trainer
+from golf_nb import trainer
+from golf_nb.audit import folders
 from golf_nb.artifact import load, read_header
 from golf_nb.layers import compiler
 from golf_nb.presets import get
@@ -199,6 +200,6 @@ def test_a_run_ends_within_its_seconds(speeches, tmp_path, monkeypatch):
     config = replace(shrunk('cycle', speeches), steps=None, seconds=7., reserve=1.)
     cost = trainer.train(config, tmp_path/'run', say=lambda text: None)['cost']
     assert cost['steps'] == 6 and 5.4 < cost['train_seconds'] < 5.5 and not cost['over_budget']   # not 6.3 s
-    row = audit_folders._budget_rows(audit_folders.Evidence(tmp_path/'run'))[1]
+    row = folders._budget_rows(folders.Evidence(tmp_path/'run'))[1]
     assert row.check == 'budget training' and row.verdict == 'pass', row.evidence
     assert row.evidence.startswith(f'{cost["counted_seconds"]:.1f} s of 7 s')
