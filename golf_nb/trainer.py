@@ -33,7 +33,7 @@ from golf_nb.step import (
     Process,
     Run,
     TrainingError,
-    _depths,
+    depths,
     mean_loss,
     parts_of,
     resolve_config,
@@ -176,7 +176,7 @@ def prime(run: Run):
     parts = parts_of(config, run.process)[0]*run.process.world
     rows = config.data.batch_tokens//config.data.seq_len//parts
     tokens = torch.zeros(rows, config.data.seq_len, dtype=torch.long, device=run.process.device)
-    for schedule in _depths(config.model.schedule, config.depth_at):
+    for schedule in depths(config.model.schedule, config.depth_at):
         for _ in range(config.prime_steps):
             run.model.loss(tokens, tokens, schedule=schedule, dtype=DTYPES[config.precision]).backward()
             for optimizer in run.optimizers: optimizer.step()

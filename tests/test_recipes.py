@@ -16,8 +16,8 @@ from reading import one_now
 from safetensors import safe_open
 
 from golf_nb import trainer
-from golf_nb.audit import folders
 from golf_nb.artifact import load, read_header
+from golf_nb.audit import folders
 from golf_nb.layers import compiler
 from golf_nb.presets import get
 from golf_nb.quant import Codes
