@@ -11,6 +11,8 @@ import pytest
 
 from golf_nb.study.grid import STOPPED, jobs_of, main, read_records, state_of, steps_done, toy_text
 
+ROOT = Path(__file__).parent.parent
+GRIDS = sorted((ROOT/'nbs'/'experiments').glob('e[0-9][0-9]*.json'))
 GRID = [sys.executable, '-m', 'golf_nb.study.grid']
 SMALL = {
     'steps': 2, 'model.dim': 32, 'model.hidden': 64, 'model.vocab': 384, 'model.bigram.buckets': 64,
@@ -82,6 +84,28 @@ def test_nets_that_are_trained_are_only_measured(here):
     for job in jobs: job.record.unlink()
     assert 'left' in grid('--workers', 1) and [state_of(job) for job in jobs] == ['done']*2
     assert trained == [(job.folder/'model.golf').stat().st_mtime_ns for job in jobs]
+
+
+def test_a_measurement_is_known_by_its_function(here, monkeypatch):
+    "A renamed module costs no measurement; other options cost one, which replaces the old."
+    for module, found in (('before', 1), ('now', 2)):
+        (here/f'{module}.py').write_text(f'def measure(folder, rows): return {{"found": {found}}}\n')
+    monkeypatch.syspath_prepend(here)
+    runs = ('before', 4, 1, 'before'), ('now', 4, 1, 'before'), ('now', 5, 2, 'now')
+    for module, rows, found, named in runs:
+        job, = jobs_of(write(here, arms={'one': ARMS['one']}, after={f'{module}:measure': {'rows': rows}}))
+        assert main(['g.json', '--workers', '0']) == 0
+        record = json.loads(job.record.read_text())
+        assert record['measured'] == {'measure': {'found': found}} and state_of(job) == 'done'
+        assert record['options'] == {f'{named}:measure': {'rows': rows}}
+
+
+@pytest.mark.parametrize('path', GRIDS, ids=lambda path: path.stem)
+def test_no_record_is_to_be_made_again(path):
+    "All that lies in results/ belongs to its grid as it is today, and holds all that the grid measures."
+    jobs = [job for job in jobs_of(path, results=ROOT/'results') if job.record.exists()]
+    assert {state_of(job) for job in jobs} == {'done'}
+    assert {job.record for job in jobs} == set((ROOT/'results'/path.stem).glob('*.json'))
 
 
 def test_again_trains_anew_and_keeps_the_old_record(here):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'TOY', 'CURVE', 'STOPPED', 'TORCHRUN', 'ONE_THREAD', 'MEASURING', 'PURPOSE', 'GridError', 'unfold_order',
-           'configure', 'Job', 'read_grid', 'jobs_of', 'read_record', 'read_records', 'state_of', 'steps_done',
-           'share_of', 'alone', 'train_net', 'named_function', 'curve_of', 'run_job', 'record_failure', 'toy_text',
-           'follow_parent', 'work_on', 'Workers', 'outcome', 'clock', 'run_all', 'parse', 'shares', 'chosen_jobs',
-           'set_aside', 'main']
+           'configure', 'Job', 'read_grid', 'jobs_of', 'read_record', 'read_records', 'missing', 'state_of',
+           'steps_done', 'share_of', 'alone', 'train_net', 'named_function', 'curve_of', 'run_job', 'record_failure',
+           'toy_text', 'follow_parent', 'work_on', 'Workers', 'outcome', 'clock', 'run_all', 'parse', 'shares',
+           'chosen_jobs', 'set_aside', 'main']
 
 # %% ../../nbs/study/02_grid.ipynb #a327ecfa
 import argparse
@@ -193,6 +193,21 @@ def read_records(
     return [record for record in found if not {'failed', 'partial'} & set(record)]
 
 
+def missing(
+    after: Mapping[str, dict],      # what is to be measured: 'module:function' -> its options
+    options: Mapping[str, dict],    # of a record: what was measured
+) -> dict[str, dict]:               # the part of `after` that was not, or with other options
+    "List what is still to be measured."
+    # a record names a function as it was called when it was measured; modules may move
+    measured = {_function(name): chosen for name, chosen in options.items()}
+    return {name: chosen for name, chosen in after.items() if measured.get(_function(name)) != chosen}
+
+
+def _function(name: str) -> str:
+    "Take the function from 'module:function'."
+    return name.rpartition(':')[2]
+
+
 def state_of(
     job: Job,
 ) -> str:       # 'done', 'failed: ..', 'outdated', 'to measure', 'begun', or 'new'
@@ -200,9 +215,7 @@ def state_of(
     record = read_record(job.record)
     if record and record['net'] != job.net: return 'outdated'
     if record and 'failed' in record: return f'failed: {record["failed"]}'
-    whole = record and 'partial' not in record
-    if whole and all(record['options'].get(name) == chosen for name, chosen in job.after.items()):
-        return 'done'
+    if record and 'partial' not in record and not missing(job.after, record['options']): return 'done'
     if (job.folder/'report.json').exists(): return 'to measure'
     return 'begun' if (job.folder/'checkpoint').exists() else 'new'
 
@@ -321,10 +334,10 @@ def run_job(
             'trained_with': {name: report[name] for name in here}, 'measured_with': here,
             'config': to_dict(job.config),
         }
-        for name, chosen in job.after.items():
-            if options.get(name) == chosen: continue
+        for name, chosen in missing(job.after, options).items():
             begin = time.monotonic()
-            measured[name.split(':')[-1]] = named_function(name)(job.folder, **chosen)
+            measured[_function(name)] = named_function(name)(job.folder, **chosen)
+            for known in [known for known in options if _function(known) == _function(name)]: del options[known]
             options[name] = chosen
             record['measure_seconds'] += time.monotonic() - begin
             _write(job.record, record | {'partial': True})     # kept, should the next one fail
