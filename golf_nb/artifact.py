@@ -323,7 +323,8 @@ def ledger(
     spent = sum(stream['bytes'] for stream in header['streams'])
     rows.append({'tensor': 'header and checksum', 'coded bytes': Path(path).stat().st_size - spent})
     if code_bytes: rows.append({'tensor': 'code', 'coded bytes': code_bytes})
-    total = {name: sum(row.get(name, 0) for row in rows) for name in ('elements', 'coded bytes', 'step bytes')}
+    total = {name: sum(row.get(name, 0) for row in rows)
+             for name in ('elements', 'coded bytes', 'step bytes')}
     return [*rows, {'tensor': 'total', **total}]
 
 # %% ../nbs/15_artifact.ipynb #dce8a968
@@ -391,7 +392,8 @@ def _printed(table: list[dict]) -> str:
     "Write a ledger in columns."
     def shown(value):
         if value is None: return ''
-        return value if isinstance(value, str) else f'{value:,}' if isinstance(value, int) else f'{value:,.3f}'
+        if isinstance(value, str): return value
+        return f'{value:,}' if isinstance(value, int) else f'{value:,.3f}'
     names = list(table[0])
     cells = [names] + [[shown(row.get(name)) for name in names] for row in table]
     wide = [max(len(line[i]) for line in cells) for i in range(len(names))]

@@ -25,7 +25,8 @@ COLORS = {
     # kinds of rounding errors and of training noise
     'stored': '#000000', 'tied': '#D55E00', 'fresh': '#0055AA', 'antithetic': '#8C564B',
     # weights, nets, and what is compared with them
-    'float': '#4DAF4A', 'looped': '#E69F00', 'flat': '#56B4E9', 'prediction': '#B05FA0', 'reference': '#999999',
+    'float': '#4DAF4A', 'looped': '#E69F00', 'flat': '#56B4E9', 'prediction': '#B05FA0',
+    'reference': '#999999',
     # texts
     'training': '#6699CC', 'validation': '#661100',
     # bits of a rounded weight, and visits of a block: the more, the lighter or the darker
@@ -88,10 +89,12 @@ def entitle(
     "Put a sentence above a figure and, smaller, its numbers below the sentence; a new call replaces both."
     for old in [part for part in figure.artists if part.get_gid() == 'numbers']: old.remove()
     lines = _wrapped(numbers, figure, NUMBERS)
-    room = math.ceil((lines.count('\n') + 1)*NUMBERS/SENTENCE) if numbers else 0     # in lines of the sentence
-    title = figure.suptitle(_wrapped(sentence, figure, SENTENCE) + '\n'*room, x=0.01, ha='left', fontsize=SENTENCE)
-    if numbers: figure.add_artist(Annotation(lines, (0, 0), xycoords=title, va='bottom', fontsize=NUMBERS, color='0.35',
-                                             gid='numbers'))
+    # empty lines of the title make room for the numbers
+    room = math.ceil((lines.count('\n') + 1)*NUMBERS/SENTENCE) if numbers else 0
+    text = _wrapped(sentence, figure, SENTENCE) + '\n'*room
+    title = figure.suptitle(text, x=0.01, ha='left', fontsize=SENTENCE)
+    look = {'fontsize': NUMBERS, 'color': '0.35', 'gid': 'numbers'}
+    if numbers: figure.add_artist(Annotation(lines, (0, 0), xycoords=title, va='bottom', **look))
 
 
 def plain_ticks(
@@ -105,12 +108,16 @@ def plain_ticks(
         axis.set_minor_locator(NullLocator())
 
 # %% ../nbs/01_plots.ipynb #f39b3a48
+def _shown(figure: Figure) -> list[Axes]: return [axes for axes in figure.axes if axes.get_visible()]
+
+
 def _written(figure: Figure) -> list[tuple[str, object]]:
     "List the texts of a figure that are no ticks, with their boxes."
-    ticks = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+    ticks = {label for axes in _shown(figure) for axis in (axes.xaxis, axes.yaxis)
              for label in axis.get_ticklabels(which='both')}
     return [(text.get_text().strip(), text.get_window_extent()) for text in figure.findobj(Text)
-            if text.get_visible() and text.get_text() and text not in ticks and text.get_gid() != 'numbers']
+            if text.get_visible() and text.get_text() and text not in ticks and text.get_gid() != 'numbers'
+            and (text.axes is None or text.axes.get_visible())]
 
 
 def cut_labels(
@@ -121,11 +128,12 @@ def cut_labels(
     left, low, right, high = figure.bbox.padded(1).extents
     written = _written(figure)
     # an axis knows which of its ticks it draws
-    boxes = written + [(f'ticks of {axis.get_label_text()!r}', box) for axes in figure.axes
+    boxes = written + [(f'ticks of {axis.get_label_text()!r}', box) for axes in _shown(figure)
                        for axis in (axes.xaxis, axes.yaxis)
                        if axis.get_visible() and (box := axis.get_tightbbox()) is not None]
     cut = [name for name, box in boxes if box.x0 < left or box.y0 < low or box.x1 > right or box.y1 > high]
-    crossed = [f'{a!r} runs into {b!r}' for (a, one), (b, other) in combinations(written, 2) if one.overlaps(other)]
+    crossed = [f'{a!r} runs into {b!r}' for (a, one), (b, other) in combinations(written, 2)
+               if one.overlaps(other)]
     return cut + crossed
 
 # %% ../nbs/01_plots.ipynb #b78b035c
@@ -147,11 +155,12 @@ def _draw_series(axes: Axes, values: Mapping, at: np.ndarray, bars: bool, **look
     if bars: axes.hlines(means, at - 0.12, at + 0.12, color=look['color'], lw=2)
     else: axes.plot(at, means, color=look['color'], lw=1.5)
     x = np.repeat(at, [len(seeds) for seeds in values.values()]) if values else at
-    axes.scatter(x, [value for seeds in values.values() for value in seeds], s=18, alpha=0.7, lw=0, zorder=3, **look)
+    y = [value for seeds in values.values() for value in seeds]
+    axes.scatter(x, y, s=18, alpha=0.7, lw=0, zorder=3, **look)
 
 
 def _label_x(axes: Axes, names: Sequence, by_name: bool):
-    "Write names below an axis or, on a logarithmic one, the numbers that were tried instead of powers of ten."
+    "Write names below an axis or, on a logarithmic one, the numbers that were tried."
     plain_ticks(axes)
     if by_name:
         axes.set_xticks(range(len(names)), [textwrap.fill(name, max(7, 66//len(names))) for name in names])
@@ -178,7 +187,8 @@ def draw_seeds(
     for i, (label, values) in enumerate(series.items()):
         shift = 0.6*((i + 0.5)/len(series) - 0.5) if by_name else 0.
         at = np.array([names.index(x) + shift if by_name else x for x in values], float)
-        _draw_series(axes, values, at, by_name, label=label, color=colors[label], marker=MARKERS[i % len(MARKERS)])
+        look = {'label': label, 'color': colors[label], 'marker': MARKERS[i % len(MARKERS)]}
+        _draw_series(axes, values, at, by_name, **look)
     if not names:
         axes.text(0.5, 0.5, 'not run', ha='center', va='center', transform=axes.transAxes)
         named = {key: value for key, value in named.items() if not key.endswith('scale')}

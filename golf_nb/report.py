@@ -92,7 +92,8 @@ def draw_ledger(
     groups = dict(reversed(by_group(table).items()))
     total, (largest, most) = sum(groups.values()), list(groups.items())[-1]
     figure, axes = plt.subplots(figsize=(6, 1.1 + 0.35*len(groups)))
-    bars = axes.barh(list(groups), [size/1000 for size in groups.values()], color=COLORS['stored'], alpha=0.75)
+    sizes = [size/1000 for size in groups.values()]
+    bars = axes.barh(list(groups), sizes, color=COLORS['stored'], alpha=0.75)
     axes.bar_label(bars, [f'{size:,}' for size in groups.values()], padding=3, fontsize=9)
     axes.set(xlabel='thousand bytes', xlim=(0, most/1000*1.2))
     entitle(figure, f'{largest[0].upper()}{largest[1:]} takes {100*most/total:.0f} % of the file',

@@ -201,21 +201,24 @@ def draw(
              xlim=(-1, len(schedule)), ylim=(-0.8, schedule.blocks - 0.2))
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_title(f'{title}\n{len(schedule)} virtual layers, {schedule.blocks} blocks'.strip(), fontsize=9)
+    axes.set_title(f'{title}\n{len(schedule)} virtual layers, {schedule.blocks} blocks'.strip(), fontsize=8.5)
     axes.spines[['top', 'right']].set_visible(False)
     return axes
 
 
 def draw_all(
     schedules: dict[str, Schedule],  # title and schedule of each panel
-    width: float = 2.5,              # of a panel, inches
+    width: float = 6.4,              # inches; at most three panels stand side by side
 ):                                   # the figure
     "Draw several schedules side by side."
     import matplotlib.pyplot as plt
-    size = (width*len(schedules), 2.9)
-    figure, panels = plt.subplots(1, len(schedules), figsize=size, layout='constrained', squeeze=False)
-    for panel, (title, schedule) in zip(panels[0], schedules.items(), strict=True):
+    columns = 2 if len(schedules) in (2, 4) else min(len(schedules), 3)
+    rows = -(-len(schedules)//columns)
+    size = (width, 2.6*rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout='constrained', squeeze=False)
+    for panel, (title, schedule) in zip(panels.flat, schedules.items(), strict=False):
         draw(schedule, panel, title)
+    for panel in panels.flat[len(schedules):]: panel.set_visible(False)
     return figure
 
 # %% ../nbs/00_schedule.ipynb #475df612

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption('all'): return
     left = [item for item in items if item.get_closest_marker('long')]
     if left: config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in left]
+    items[:] = [item for item in items if not item.get_closest_marker('long')]
 
 
 # --- CPU time: wall time says little where tests run in parallel and other programs run beside them ------

@@ -16,7 +16,7 @@ SCRIPTS = Path(sys.executable).parent     # nbdev's commands, whether or not the
 
 
 def one_now(values, *now):
-    "Parameters of a test of which `make test` takes only those of `now`; `make test-all` takes all."
+    "Parameters of a test (tuples, if it has several): `make test` takes those of `now`, `make test-all` all."
     assert set(now) <= set(values)
     def later(value):
         return pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.long)

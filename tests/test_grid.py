@@ -44,6 +44,15 @@ def grid(*words, code=0):
     return done.stdout + done.stderr
 
 
+@pytest.fixture
+def grid_here(capsys):
+    "Run the command without workers, in this process; what it printed."
+    def run(*words):
+        assert main(['g.json', '--workers', '0', *words]) == 0
+        return capsys.readouterr().out
+    return run
+
+
 def wait_for(condition, process):
     "Wait until something is so, or the process has ended."
     while process.poll() is None and not condition(): time.sleep(0.02)
@@ -77,9 +86,9 @@ def test_killed_grid_goes_on_from_its_checkpoint(here):
     assert '0 to do' in grid()
 
 
-def test_nets_that_are_trained_are_only_measured(here):
+def test_nets_that_are_trained_are_only_measured(here, grid_here):
     jobs = jobs_of(write(here))
-    grid('--workers', 1)
+    grid_here()
     trained = [(job.folder/'model.golf').stat().st_mtime_ns for job in jobs]
     for job in jobs: job.record.unlink()
     assert 'left' in grid('--workers', 1) and [state_of(job) for job in jobs] == ['done']*2
@@ -108,13 +117,13 @@ def test_no_record_is_to_be_made_again(path):
     assert {job.record for job in jobs} == set((ROOT/'results'/path.stem).glob('*.json'))
 
 
-def test_again_trains_anew_and_keeps_the_old_record(here):
+def test_again_trains_anew_and_keeps_the_old_record(here, grid_here):
     job, other = jobs_of(write(here))
-    grid('--workers', 0)
+    grid_here()
     model, record = (job.folder/'model.golf').read_bytes(), job.record.read_bytes()
     for path in (job.folder/'model.golf', other.record): path.write_bytes(b'marked')
     job.record.write_text(json.dumps(json.loads(record) | {'mark': True}))
-    assert '1 runs, 1 to do' in grid('--again', '--only', 'one-*', '--workers', 0)
+    assert '1 runs, 1 to do' in grid_here('--again', '--only', 'one-*')
     assert (job.folder/'model.golf').read_bytes() == model
     assert 'mark' not in json.loads(job.record.read_text())
     assert json.loads((here/'runs'/'before'/'g'/'one-1.json').read_text())['mark']
@@ -151,9 +160,9 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(here, monkeypatch, capsy
     assert [record['measured']['measure']['files'] > 3 for record in records] == [True]*2
 
 
-def test_two_shares_do_disjoint_work(here, monkeypatch):
+def test_two_shares_do_disjoint_work(here, grid_here, monkeypatch):
     jobs = jobs_of(write(here))
-    grid('--share', '0/2', '--workers', 0)
+    grid_here('--share', '0/2')
     assert [state_of(job) for job in jobs] == ['done', 'new']
     monkeypatch.setenv('RANK', '1')                        # as torchrun does
     monkeypatch.setenv('WORLD_SIZE', '2')

@@ -9,6 +9,7 @@ from reading import ROOT, cells, run, source
 from golf_nb.plots import cut_labels
 from golf_nb.presets import PRESETS
 from golf_nb.report import draw_schedule
+from golf_nb.schedule import SOURCES, SYSTEMS, draw_all
 from golf_nb.study.findings import TOO_FEW, VERDICTS, find
 from golf_nb.study.grid import read_grid
 from golf_nb.study.statistics import CONTRADICTED, SUPPORTED, UNDECIDED
@@ -48,6 +49,14 @@ def test_schedule_of_a_run(name):
         figure = draw_schedule(scale.model.schedule, name)
         assert cut_labels(figure) == []
         plt.close(figure)
+
+
+@pytest.mark.parametrize('number', [1, 2, 4, 5])
+def test_schedules_side_by_side(number):
+    named = {f'{name} ({SOURCES[name]})': schedule for name, schedule in SYSTEMS.items()}
+    figure = draw_all(dict([*named.items()][:number]))
+    assert cut_labels(figure) == [] and figure.get_figwidth() < 6.5
+    plt.close(figure)
 
 
 def test_each_verdict_has_its_title():

@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reading import one_now
 
 from golf_nb.tokenizer import (
     MAX_VOCAB,
@@ -80,8 +81,10 @@ def test_documents_add_up_in_a_stream(documents):
     assert whole.original == sum(len(text.encode()) for text in documents)
 
 
-def test_every_character_is_counted():
-    planes = [chr(c) for c in range(0x110000) if not 0xd800 <= c < 0xe000]
+@pytest.mark.parametrize('first, last', one_now([(0, 1), (2, 16)], (0, 1)))
+def test_every_character_is_counted(first, last):
+    "By the planes of Unicode: nearly all that is written is in the first two."
+    planes = [chr(c) for c in range(first << 16, last + 1 << 16) if not 0xd800 <= c < 0xe000]
     for start in range(0, len(planes), 997):
         text = 'x'.join(planes[start:start + 997])
         normal = TOKENIZER.normalize(text)

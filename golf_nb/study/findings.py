@@ -40,7 +40,7 @@ from ..plots import COLORS, draw_seeds, entitle, markdown_table, style
 from .grid import GridError, jobs_of, read_grid, read_records
 
 # %% ../../nbs/study/05_findings.ipynb #1a8a39b9
-class FindingError(ValueError): "An expectation that cannot be computed; names the path and what is there instead."
+class FindingError(ValueError): "An expectation that cannot be computed, with the path and what is there."
 
 
 def lookup(
@@ -135,7 +135,7 @@ class Finding:
 
     @property
     def smallest(self) -> float:
-        "The smallest deviation from the mean that this many seeds would have seen in four of five repetitions."
+        "The smallest deviation that this many seeds would have seen in four of five repetitions."
         return smallest_effect(self.interval.sd, self.interval.n) if self.interval else math.nan
 
     @property
@@ -359,11 +359,12 @@ def _growth_numbers(page: Page) -> str:
 def _draw_errors(axes: Axes, grown: Mapping):
     "Draw the relative error after each virtual layer, measured and to first order."
     state, depth = np.array(grown['state']), np.arange(len(grown['state']))
+    sums = {kind: np.array(values)/state for kind, values in grown['first_order'].items()}
     for kind, width in (('tied', 4), ('fresh', 2)):    # widest below
-        axes.semilogy(depth, np.array(grown['first_order'][kind])/state, color=COLORS[kind], lw=width, alpha=0.5,
-                      zorder=1, label=f'first order, {kind}')
-    axes.semilogy(depth, np.array(grown['first_order']['stored'])/state, '--', color=COLORS['prediction'], lw=1,
-                  label='first order, stored', zorder=4)
+        axes.semilogy(depth, sums[kind], color=COLORS[kind], lw=width, alpha=0.5, zorder=1,
+                      label=f'first order, {kind}')
+    axes.semilogy(depth, sums['stored'], '--', color=COLORS['prediction'], lw=1, zorder=4,
+                  label='first order, stored')
     axes.semilogy(depth, np.array(grown['error'])/state, color=COLORS['stored'], lw=1, marker='.', ms=4,
                   label='measured')
 
@@ -400,12 +401,14 @@ def draw_growth(
                                   squeeze=False)
     for arm, row in zip(arms, panels, strict=True):
         _draw_row(row, arm, [record for record in page.records if record['arm'] == arm])
-    for axes, label in zip(panels[0], ('relative error', 'stretch of a change'), strict=True): axes.set_title(label)
+    panels[0, 0].set_title('relative error')
+    panels[0, 1].set_title('stretch of a change')
     for axes in panels[-1]: axes.set_xlabel('virtual layer')
     entitle(figure, page.findings[finding].sentence, _growth_numbers(page) if page.records else '')
     if not page.records: return figure
-    handles, labels = zip(*(part for axes in panels[0] for part in zip(*_labels_once(axes), strict=True)), strict=True)
-    figure.legend(handles, labels, ncols=2, loc='outside lower center', title='ticks at the bottom: a block runs again')
+    (lines, names), (more_lines, more_names) = map(_labels_once, panels[0])
+    figure.legend(lines + more_lines, names + more_names, ncols=2, loc='outside lower center',
+                  title='ticks at the bottom: a block runs again')
     return figure
 
 # %% ../../nbs/study/05_findings.ipynb #2e123062
