@@ -6,6 +6,7 @@
 __all__ = ['ROUNDING', 'AS_RUN', 'original_config', 'round_parameters', 'as_run']
 
 # %% ../../nbs/kernels/04_as_run.ipynb #ac4b7ae4
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +14,7 @@ import torch
 
 from ..block import fused_attention, visit
 from ..config import ModelConfig
-from ..model import Kernels, Model, build
+from ..model import Kernels, Model
 from ..quant import parameter_role
 
 # %% ../../nbs/kernels/04_as_run.ipynb #1f6052bf
@@ -50,8 +51,8 @@ def as_run(
     rounding: str | None = None,   # of rotary tables; None: as in the original's run
 ) -> Model:                        # another one, with parameters of its own
     "Copy a model into the precision of the original's run."
-    config, device = original_config(model.config, pr, rounding), model.embed.device
-    copied = build(config, 'meta', kernels=AS_RUN).to_empty(device=device)
-    copied.load_state_dict(model.state_dict())
+    copied = deepcopy(model).with_kernels(AS_RUN)
+    copied.config = original_config(model.config, pr, rounding)
+    if copied.value_embed is not None: copied.value_embed.config = copied.config.value_embed
     if model.fake_quant is not None: copied.fake_quant = replace(model.fake_quant, dtype=torch.bfloat16)
-    return round_parameters(copied).train(model.training)
+    return round_parameters(copied)
