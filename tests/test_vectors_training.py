@@ -147,5 +147,3 @@ def test_a_bf16_buffer_is_not_multiplied_by_a_rounded_momentum():
         w.grad = g.float()
         muon.step()
     assert torch.equal(muon.state[w]['momentum'], (g*0.9200466666666667) + g)
-
-

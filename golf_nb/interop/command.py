@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .vectors import check, print_report
+from .vectors import FileReport, check, print_report
 from .vectors_model import MODEL_KINDS
 from .vectors_optim import OPTIM_KINDS
 from .vectors_quant import QUANT_KINDS
@@ -24,6 +24,17 @@ from .weights import InteropError
 ALL_KINDS = [*MODEL_KINDS, *OPTIM_KINDS, *TRAINING_KINDS, *QUANT_KINDS, *SCORING_KINDS]
 
 # %% ../../nbs/interop/08_command.ipynb #3df4593b
+def _conclude(reports: list[FileReport]) -> int:
+    "Print the last line, and return the exit status: only files that pass in full count as success."
+    files = {verdict: [one.name for one in reports if one.verdict == verdict]
+             for verdict in ('pass', 'FAIL', 'not compared')}
+    counts = ', '.join(f'{len(names)} {verdict}' for verdict, names in files.items())
+    rest = [*files['FAIL'], *files['not compared']]
+    more = ' ...' if len(rest) > 3 else ''
+    print(f'{len(reports)} files: {counts}' + (f': exit 1 for {", ".join(rest[:3])}{more}' if rest else ''))
+    return 1 if rest else 0
+
+
 def main(
     arguments: list[str] | None = None,   # None: those of the command line
 ) -> int:                                 # 0: everything was compared, and agrees
@@ -38,7 +49,4 @@ def main(
     try: reports = check(chosen.dir, ALL_KINDS, chosen.only)
     except InteropError as error: parser.exit(2, f'error: {error}\n')
     for report in reports: print_report(report)
-    verdicts = [report.verdict for report in reports]
-    counts = (f'{verdicts.count(verdict)} {verdict}' for verdict in ('pass', 'FAIL', 'not compared'))
-    print(f'{len(reports)} files: ' + ', '.join(counts))
-    return 0 if verdicts.count('pass') == len(reports) else 1
+    return _conclude(reports)

@@ -43,7 +43,7 @@ from ..schedule import first_visits
 from .files import load_artifact, shuffle_bytes
 from .vectors import README, Comparison, Kind, Vectors, model_of, near, same
 from .vectors_training import run_settings, shards
-from .weights import MATRICES, PULL_REQUESTS, InteropError, from_reference
+from .weights import _BANKS, MATRICES, PULL_REQUESTS, InteropError, from_reference
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #d86aa5f2
 _SCALES = ('attn_scale', 'mlp_scale', 'resid_mix', 'q_gain', 'skip_weight')
@@ -423,9 +423,8 @@ def _sizes_1406(
 
 def _unbanked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     "The matrices of #1406's banks under the names of its file."
-    banks = dict(qo_bank=('q', 'o'), kv_bank=('k', 'v'), mlp_up_bank=('up',), mlp_down_bank=('down',))
-    out = {name: w for name, w in weights.items() if name not in banks}
-    for bank, parts in banks.items():
+    out = {name: w for name, w in weights.items() if name not in _BANKS}
+    for bank, parts in _BANKS.items():
         layers = len(weights[bank])//len(parts)
         out |= {_theirs(f'blocks.{i % layers}.{parts[i//layers]}'): w for i, w in enumerate(weights[bank])}
     return out

@@ -129,8 +129,8 @@ def _displaced(z: Vectors, model: Model, prefix: str, share: float) -> Iterator[
     def measure(apart):      # of this array and all before it: the last covers all
         wrong.append(wrong[-1] + float(np.square(apart).sum()))
         return float(np.sqrt(wrong[-1]/total))
-    for array, (_, ref) in refs.items():
-        yield Comparison(array, ref.detach(), bound, f'running RMS, {share:.1%} of the displacement', measure)
+    source = f'{BOUND}: running RMS, {share:.1%} of the displacement'
+    for array, (_, ref) in refs.items(): yield Comparison(array, ref.detach(), bound, source, measure)
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #3d35293d
 def _cycle_case(z: Vectors) -> Iterator[Comparison]:
@@ -225,7 +225,7 @@ def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
         names = {key: name for key, name in _NAMES.items() if not (muon and key in ('nll', 'loss', 'bpb'))}
         yield from _score_facts(run, z, names | {'position': 'position'}, at)
         if muon:
-            yield Comparison(f'{at}nll', run.nll, 5e-3, 'RMS, nats', rms)
+            yield Comparison(f'{at}nll', run.nll, 5e-3, f'{BOUND}: RMS, nats', rms)
             yield near(f'{at}val_loss', run.nll.mean(), 1e-4*np.log(2)*run.bytes/len(run.nll), README)
             yield near(f'{at}val_bpb', run.bpb, 1e-4, README)
         yield same(f'{at}chunk', run.chunk)
@@ -246,7 +246,7 @@ def _sums(z: Vectors, model: Model, prefix: str, muon: bool) -> Iterator[Compari
         value = ref.detach().double()
         displacement = value - torch.from_numpy(z[f'param/{name}']).double()
         bound = 0.02*displacement.square().mean().sqrt().item() if muon else 1e-5
-        yield near(array, value.sum(), max(bound*value.numel(), 1e-5), f'{bound:.1e} an element')
+        yield near(array, value.sum(), max(bound*value.numel(), 1e-5), f'{BOUND}: {bound:.1e} an element')
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #c83a396a
 def _prequant_case(z: Vectors) -> Iterator[Comparison]:

@@ -170,7 +170,8 @@ def near_twin(
     "Compare within a tolerance, or, in chaos, four times the distance of a twin that began one ulp away."
     ours, twin = (x.numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (ours, twin))
     apart = distance(twin, ours, measure)
-    if chaotic and np.isfinite(apart): tolerance = max(tolerance, 4*apart)
+    if chaotic and np.isfinite(apart) and 4*apart > tolerance:
+        tolerance, source = 4*apart, f'{BOUND}: four times the effect of one ulp'
     why = f'{"RMS; " if measure is rms else ""}{source}; after a change of one ulp {apart:.1g}'
     return Comparison(array, ours, tolerance, why, measure, part)
 
@@ -210,11 +211,12 @@ def _train_steps_case(z: Vectors) -> Iterator[Comparison]:
     part = 1, len(losses)
     yield near_twin('train_loss', losses[1:], other[1:], 1e-2, part=part, chaotic=True)
     if optim.grad_clip:
-        yield near_twin('gradnorm_preclip', norms[1:], lengths[1:], 1e-2*max(norms), part=part, chaotic=True)
+        yield near_twin('gradnorm_preclip', norms[1:], lengths[1:], 1e-2*max(norms), part=part, chaotic=True,
+                        source=BOUND)
     else: yield same('gradnorm_preclip', [])   # the original looks at norms only where it clips
     moved = to_reference(twin.model, pr)
     for name, w in to_reference(run.model, pr).items():
-        yield near_twin(f'param{len(scales)}/{name}', w, moved[name], 5e-3, rms, chaotic=True)
+        yield near_twin(f'param{len(scales)}/{name}', w, moved[name], 5e-3, rms, chaotic=True, source=BOUND)
 
 # %% ../../nbs/interop/05_vectors_training.ipynb #a840e7f7
 def _validation(z: Vectors, run: Run, end: str, tolerance: float) -> Iterator[Comparison]:
@@ -275,7 +277,8 @@ def _ends(z: Vectors, run: Run, twin: Run, rounded: bool) -> Iterator[Comparison
         ours, moved = to_reference(run.model, 1493), to_reference(twin.model, 1493)
         for name, w in ours.items():
             bound, measure = (5e-3, rms) if rounded else (1e-4, largest)
-            yield near_twin(f'final_{end}/{name}', w, moved[name], bound, measure, chaotic=rounded)
+            yield near_twin(f'final_{end}/{name}', w, moved[name], bound, measure, chaotic=rounded,
+                            source=BOUND if rounded else README)
         yield from _validation(z, run, end, 5e-3 if rounded else 1e-5)
 
 # %% ../../nbs/interop/05_vectors_training.ipynb #e1c244de
@@ -492,7 +495,7 @@ def _last_weights_case(z: Vectors) -> Iterator[Comparison]:
     z.config()
     after = to_reference(moved, ours.pr)
     for name, w in to_reference(last, ours.pr).items():
-        yield near_twin(f'final/{name}', w, after[name], 5e-3, rms, chaotic=True)
+        yield near_twin(f'final/{name}', w, after[name], 5e-3, rms, chaotic=True, source=BOUND)
 
 # %% ../../nbs/interop/05_vectors_training.ipynb #2a428816
 TRAINING_KINDS = [

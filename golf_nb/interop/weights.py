@@ -167,25 +167,21 @@ def reference_config(
 _SHARED = dict(tie_embeddings=True, logit_softcap=30., rope_base=10000.)
 FULL = {    # settings of the five runs, under their own names
     927: dict(vocab_size=1024, model_dim=1024, num_heads=32, num_kv_heads=8, mlp_mult=2, num_blocks=4,
-              num_loops=7,
-              use_smear_gate=True, bigram_buckets=10240, bigram_dim=128, ve_enabled=True, ve_dim=128,
-              ve_last_n=2,
-              xsa_last_n=4),
+              num_loops=7, use_smear_gate=True, bigram_buckets=10240, bigram_dim=128, ve_enabled=True,
+              ve_dim=128, ve_last_n=2, xsa_last_n=4),
     341: dict(vocab_size=1024, model_dim=768, num_heads=12, num_kv_heads=4, mlp_mult=2, num_entry_layers=1,
               num_shared_blocks=4, num_loops=5, num_exit_layers=1),
     1640: dict(vocab_size=1024, model_dim=512, num_heads=8, num_kv_heads=4, mlp_mult=3, num_unique_blocks=6,
                recurrence_steps=4, bigram_buckets=2048),
     1406: dict(vocab_size=1024, model_dim=512, num_heads=8, num_kv_heads=4, mlp_mult=3, num_layers=11,
                recur_layers=[4, 5], bigram_vocab_size=1536, bigram_dim=128, xsa_last_n=4, rope_dims=16,
-              ln_scale=True,
-               ve_enabled=True, ve_dim=128, ve_layers='9,10'),
+               ln_scale=True, ve_enabled=True, ve_dim=128, ve_layers='9,10'),
     1493: dict(vocab_size=8192, model_dim=512, num_heads=8, num_kv_heads=4, mlp_mult=4, num_layers=11,
-              num_loops=2,
-               loop_start=3, loop_end=5, parallel_residual_start=7, xsa_last_n=11, rope_dims=16,
-              train_seq_len=2048,
-               ln_scale=True, skip_gates_enabled=True),
+               num_loops=2, loop_start=3, loop_end=5, parallel_residual_start=7, xsa_last_n=11, rope_dims=16,
+               train_seq_len=2048, ln_scale=True, skip_gates_enabled=True),
 }
 FULL = {pr: _SHARED | config for pr, config in FULL.items()}
+
 
 # %% ../../nbs/interop/00_weights.ipynb #038d64ab
 def xsa_per_visit(
