@@ -13,7 +13,7 @@ READY     := $(VENV)/.ready
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all again notebooks export readme bench clean
+.PHONY: help run test test-all lab again notebooks export readme bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test: $(READY)  ## Run every notebook and a test of each kind; a selection: make
 
 test-all: $(READY)  ## Run the long proofs too: every recipe killed and resumed, every experiment at toy size
 	$(ONE_THREAD) $(PY) -m pytest --all -n $(WORKERS) --dist=worksteal $(ARGS)
+
+lab: $(READY)  ## Open the notebooks in JupyterLab; what you change there: make export
+	$(VENV)/bin/jupyter lab nbs
 
 again: $(READY)  ## Rerun an experiment and its page: make again PAGE=e01; a toy version in seconds: ARGS=--toy
 	$(PY) -m golf_nb.study.grid nbs/experiments/$(PAGE).json --again $(ARGS)

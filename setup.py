@@ -1,4 +1,5 @@
 "Package metadata, all read from settings.ini: edit that file, not this one."
+import re
 import shlex
 from configparser import ConfigParser
 from pathlib import Path
@@ -16,11 +17,17 @@ settings.read(ROOT/'settings.ini', encoding='utf-8')
 facts = settings['DEFAULT']
 package = facts['lib_path']
 
+# A package index has no files beside the README: its pictures and pages are named by their addresses there.
+source, raw = facts['git_url'] + '/blob/' + facts['branch'], facts['git_url'] + '/raw/' + facts['branch']
+page = (ROOT/'README.md').read_text(encoding='utf-8')
+page = re.sub(r'(!\[[^\]]*\])\((?!https?:|#)([^)]+)\)', rf'\1({raw}/\2)', page)
+page = re.sub(r'(?<!!)(\[[^\]]*\])\((?!https?:|#)([^)]+)\)', rf'\1({source}/\2)', page)
+
 setup(
     name=facts['lib_name'],
     version=facts['version'],
     description=facts['description'],
-    long_description=(ROOT/'README.md').read_text(encoding='utf-8'),
+    long_description=page,
     long_description_content_type='text/markdown',
     author=facts['author'],
     author_email=facts['author_email'],
