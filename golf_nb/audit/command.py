@@ -32,8 +32,7 @@ def _audit_named(chosen: argparse.Namespace) -> Report:
 
 def main(
     arguments: list[str] | None = None,   # None: those of the command line
-# 0: all passed, 1: something failed, 2: undecided, or it could not start
-) -> int:
+) -> int:                                 # 0: all passed, 1: something failed, 2: undecided, or not started
     "Audit a run, a submission, or a predictor."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.audit', description=main.__doc__)
     parser.add_argument('target',
@@ -54,6 +53,6 @@ def main(
             write_atomically(folder/'audit.json', json.dumps(report.as_dict(), indent=1).encode())
     except (AuditError, DataError, TokenizerError, OSError) as error: parser.exit(2, f'error: {error}\n')
     print(report)
-    print(f'{report.verdict}: ' + ', '.join(f'{[r.verdict for r in report.rows].count(v)} {v}'
-                                            for v in VERDICTS))
+    verdicts = [row.verdict for row in report.rows]
+    print(f'{report.verdict}: ' + ', '.join(f'{verdicts.count(v)} {v}' for v in VERDICTS))
     return report.exit_code

@@ -17,9 +17,8 @@ from .verdict import Row, verdict_of
 
 # %% ../../nbs/audit/08_flow.ipynb #b2651024
 _VAL = re.compile(r'(^|_)(val|valid|validation|eval)_?(tok|tokens|data|dataset|ids|files?|glob|shards?|text|'
-                  r'stream|seqs?|inputs?|'
-                  r'targets?|docs?|documents|loader|dl|batch(es)?|x|y|set|np|paths?|pattern|bin)s?$|'
-                  r'^(x|y|tokens|ids|data)_val$')
+                  r'stream|seqs?|inputs?|targets?|docs?|documents|loader|dl|batch(es)?|x|y|set|np|paths?|'
+                  r'pattern|bin)s?$|^(x|y|tokens|ids|data)_val$')
 _PATH = re.compile(r'(_|/|^)val(id|idation)?[_*./]')
 _SUM = re.compile(r'loss|nll|nats|bits|score|ce_|_ce$|bpb|xent|sum|total', re.I)
 _ROUND = re.compile(r'epoch|round|attempt|trial|restart|rescore|n_?pass|_ep$|^ep$', re.I)
@@ -56,11 +55,11 @@ class Flow:
         called = {n.func.id for n in ast.walk(self.tree) if isinstance(n, ast.Call)
                   and isinstance(n.func, ast.Name)}
         _survey(self)
-        self.enter(self.tree.body, set(), (), ())
+        _enter(self, self.tree.body, set(), (), ())
         for function in [f for f in ast.walk(self.tree) if isinstance(f, ast.FunctionDef)]:
             if function.name not in called:
                 known = self.own(function) | self.fields.get(self.owners.get(function.name, ''), set())
-                self.enter(function.body, known, (), (function.name,))
+                _enter(self, function.body, known, (), (function.name,))
 
     def own(self, function: ast.FunctionDef) -> set[str]:
         "Parameters that hold validation tokens by their name."
@@ -215,9 +214,6 @@ def _call(self: Flow, name: str, args: list[ast.AST], words: list[ast.keyword], 
     _enter(self, called.body, inner, loops, (*path, name))
     if owner: self.fields.setdefault(owner, set()).update(n for n in inner if n.startswith('self.'))
 
-
-Flow.enter = _enter
-
 # %% ../../nbs/audit/08_flow.ipynb #b4df4c69
 def _judge_flow(
     flow: Flow,
@@ -342,12 +338,11 @@ def _best_of(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'min' and any(
                 _BPB.search(w) for a in node.args for w in _words_in(a)):
             found.append(f'line {node.lineno}: {ast.unparse(node)[:60]}')
-        if isinstance(node, ast.If) and isinstance(node.test,
-                                                   ast.Compare) and isinstance(node.test.ops[0], ast.Lt
-                                                                               | ast.Gt):
-            sides = [ast.unparse(part) for part in (node.test.left, *node.test.comparators)]
+        test = node.test if isinstance(node, ast.If) else None
+        if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Lt | ast.Gt):
+            sides = [ast.unparse(part) for part in (test.left, *test.comparators)]
             if any(re.search('best', s) for s in sides) and any(_BPB.search(s) for s in sides):
-                found.append(f'line {node.lineno}: if {ast.unparse(node.test)[:60]}')
+                found.append(f'line {node.lineno}: if {ast.unparse(test)[:60]}')
     return found
 
 # %% ../../nbs/audit/08_flow.ipynb #8670f0fe

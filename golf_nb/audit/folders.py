@@ -47,9 +47,8 @@ class RunPredictor:
         model = artifact_model(artifact, config)
         chosen, window = config.eval, config.eval.window
         stride = chosen.stride or max(window//4, 1)
-        self.adapting = ScoreFirst(model, n_tokens - 1, window, stride,
-                                   config.ttt,
-                                   batch=self.batch, dtype=DTYPES[config.precision])
+        self.adapting = ScoreFirst(model, n_tokens - 1, window, stride, config.ttt, batch=self.batch,
+                                   dtype=DTYPES[config.precision])
         self.seen, self.done = [BOS], 0          # texts begin with it
 
     def boundaries(self, n_tokens: int) -> list[int]:
@@ -86,7 +85,6 @@ LIMIT = 600.                  # seconds of training, and of evaluation
 FREE = (                      # segments of a run outside the training budget
     'compile', 'compiling', 'warmup', 'warm-up', 'prime', 'priming', 'validation', 'evaluate', 'evaluation',
     'scoring', 'ttt', 'checkpoint', 'checkpoints', 'saving', 'compression', 'report')
-
 SUMS = 'train', 'counted'       # clocks of a report that add up others
 
 
@@ -132,9 +130,10 @@ def _evidence_rows(found: Evidence) -> list[Row]:
     "Do log, report, configuration, and claim tell one story?"
     missing = [f'{name}: {why}' for name, why in found.problems.items() if name != 'scores.json']
     if not found.artifact.is_file(): missing.append('model.golf: missing')
-    shown = Row('evidence files', 'undecided', '; '.join(missing)[:200]
-                + ': without them its training is unknown') if missing else Row('evidence files', 'pass',
-                                                  'configuration, log, report, and artifact')
+    shown = Row('evidence files', 'pass', 'configuration, log, report, and artifact')
+    if missing:
+        evidence = '; '.join(missing)[:200] + ': without them its training is unknown'
+        shown = Row('evidence files', 'undecided', evidence)
     if not found.report or not found.log:
         return [shown, Row('evidence agrees', 'undecided', 'no log or no report')]
     wrong = list(_disagreements(found))
@@ -185,8 +184,7 @@ def _fields(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 
 
 TRAINED_ON = ('train_on_validation', 'val_train', 'train_val', 'prequant_ttt', 'pre_quant_ttt',
-              'ttt_pre_quant',
-              'calibrate_on_val', 'val_calibration')
+              'ttt_pre_quant', 'calibrate_on_val', 'val_calibration')
 FINAL = ('final', 'val_bpb', 'sliding', 'ttt', 'post_quant', 'score', 'bpb')
 
 
@@ -204,7 +202,7 @@ def _legality_rows(found: Evidence) -> list[Row]:
                 admitted[0] if admitted else 'no file says so' if found.log is not None else 'no log')]
     return rows + [_one_score(found)]
 
-
+# %% ../../nbs/audit/10_folders.ipynb #a0100004
 def _one_score(found: Evidence) -> Row:
     "Was the validation text scored once for the claim, or was the best of several scores taken?"
     check = 'C4 one final score'
@@ -309,14 +307,13 @@ def training_seconds(
             parts[line['segment']] = max(float(line['seconds']), parts.get(line['segment'], 0.))
     for name, value in cost.items():
         label = name.removesuffix('_seconds')
-        if name.endswith('_seconds') and isinstance(value, int
-                                                    | float) and label not in (*parts, *SUMS):
-            parts[label] = float(value)
+        timed = name.endswith('_seconds') and isinstance(value, int | float)
+        if timed and label not in (*parts, *SUMS): parts[label] = float(value)
     for name in SUMS:                                     # used only where its parts are missing
         if 'steps' not in parts and f'{name}_seconds' in cost: parts['steps'] = float(cost[f'{name}_seconds'])
     return parts
 
-
+# %% ../../nbs/audit/10_folders.ipynb #a0100006
 def _budget_rows(found: Evidence) -> list[Row]:
     "Weigh the artifact, and add up the clock."
     rows = [_artifact_row(found)]
@@ -327,8 +324,8 @@ def _budget_rows(found: Evidence) -> list[Row]:
     limit = LIMIT if run is None or run.seconds is None or run.steps else min(run.seconds, LIMIT)
     step = parts.get('steps', 0.)/max((report.get('cost') or {}).get('steps') or 1, 1)
     late = min(1.5*step, .01*limit)                       # the last step may end after the clock
-    evidence = f'{total:.1f} s of {limit:.0f} s (' + ', '.join(f'{name} {s:.1f}' for name,
-                                                           s in parts.items()) + ')'
+    listed = ', '.join(f'{name} {s:.1f}' for name, s in parts.items())
+    evidence = f'{total:.1f} s of {limit:.0f} s ({listed})'
     if run is not None and run.steps and total > LIMIT: evidence += '; the budget was in steps'
     known = bool(counted) and not (run is not None and run.steps and total > LIMIT
                                    and set(counted) <= {'steps'})
@@ -358,9 +355,8 @@ def _score_rows(found: Evidence, seconds: float) -> list[Row]:
     if not scores or run is None or data is None or not found.artifact.is_file():
         return [Row(check, 'undecided', 'no scores, configuration, data, or artifact')]
     rate = scores.get('tokens_per_second') or 0
-    costs = {'sliding': scores.get('tokens', 0)/max(rate, 1)*scores.get('window',
-                                                                        1)/max(scores.get('stride', 1), 1),
-             'post_quant': scores.get('tokens', 0)/max(rate, 1)}
+    once = scores.get('tokens', 0)/max(rate, 1)
+    costs = {'sliding': once*scores.get('window', 1)/max(scores.get('stride', 1), 1), 'post_quant': once}
     able = [name for name in costs if name in scores and rate and costs[name] <= seconds]
     if not able: return [Row(check, 'undecided', f'scoring again takes more than {seconds:.0f} s')]
     name = able[0]
@@ -411,14 +407,14 @@ def _membership_row(found: Evidence, tokens: int = 8192) -> Row:
         pieces = max(min(tokens//window, (len(stream) - 1)//window), 1)
         starts = np.linspace(0, max(len(stream) - window - 1, 0), pieces).astype(int)
         parts = [sliding(model, np.asarray(stream[a:a + window + 1], np.int64), window, window,
-                         bytes=data.byte_table,
-                         batch=1, dtype=DTYPES[run.precision]) for a in starts]
+                         bytes=data.byte_table, batch=1, dtype=DTYPES[run.precision]) for a in starts]
         return bits_per_byte(math.fsum(float(p.nll.sum()) for p in parts), sum(p.bytes for p in parts))
     train, val = bpb(np.concatenate([read_shard(path) for path in data.train[:2]])), bpb(data.val_tokens())
     easier = 1 - val/train
-    return Row(check, verdict_of(False, easier < EASIER),
-               f'{val:.3f} bits per byte of validation text, {train:.3f} of training '
-               f'text ({easier:+.1%} easier)' + ('' if easier < EASIER else ': was it trained on?'))
+    evidence = f'{val:.3f} bits per byte of validation text, {train:.3f} of training text'
+    evidence += f' ({easier:+.1%} easier)'
+    if not easier < EASIER: evidence += ': was it trained on?'
+    return Row(check, verdict_of(False, easier < EASIER), evidence)
 
 # %% ../../nbs/audit/10_folders.ipynb #d3774b78
 def audit_run(
@@ -434,7 +430,7 @@ def audit_run(
              'C4 coverage': lambda: _coverage_rows(found), 'budget': lambda: _budget_rows(found),
              'C4 reported is the ledger': lambda: _score_rows(found, seconds),
              'evidence agrees': lambda: _evidence_rows(found),
-              'evidence data apart': lambda: _data_rows(found)}
+             'evidence data apart': lambda: _data_rows(found)}
     for check, look in parts.items():
         try: rows += look()
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
@@ -442,7 +438,7 @@ def audit_run(
             rows.append(Row(check, 'undecided', why))
     return Report(rows, {'kind': 'run', 'seconds': round(time.monotonic() - begin, 1)})
 
-
+# %% ../../nbs/audit/10_folders.ipynb #a0100010
 def audit_seeds(
     folders: list[Path],      # runs that differ in their seeds
     seconds: float = 30.,
@@ -454,9 +450,9 @@ def audit_seeds(
     seeds = [(one.config or {}).get('seed') for one in found]
     same = all(config == configs[0] for config in configs) and len(set(seeds)) == len(seeds)
     known = all(one.config for one in found)
-    rows = [Row('evidence same configuration', verdict_of(known and not same, known),
-                f'{len(folders)} runs, seeds {", ".join(map(str, seeds))}' + ('' if same
-                                                                              else '; they differ in more'))]
+    evidence = f'{len(folders)} runs, seeds {", ".join(map(str, seeds))}'
+    if not same: evidence += '; they differ in more'
+    rows = [Row('evidence same configuration', verdict_of(known and not same, known), evidence)]
     for folder in folders:
         rows += [row._replace(evidence=f'{folder.name}: {row.evidence}')
                  for row in audit_run(folder, seconds, protocol).rows]

@@ -62,7 +62,7 @@ def _code_names(code: types.CodeType) -> set[str]:
     inner = (_code_names(c) for c in code.co_consts if isinstance(c, types.CodeType))
     return set(code.co_names).union(*inner)
 
-
+# %% ../../nbs/audit/03_holdings.ipynb #a0030002
 def _named_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     "What a function can reach: its closure, its defaults, and the globals that its code names."
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):

@@ -378,7 +378,7 @@ def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
 
 def _unpacked(answer): return answer[0], *answer[1]
 
-
+# %% ../../nbs/audit/04_isolation.ipynb #a0040002
 def _zygote(given: Any, artifact: Any, read: int, write: int):
     "Fork a process for each run, and report how it ended."
     _forget_parent(read, write)

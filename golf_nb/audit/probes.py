@@ -274,7 +274,7 @@ class Swapper:
             if error.kind in ('TimeoutError', 'EOFError'): raise
         else: self.rows[lo] = _digests(rows)
 
-
+# %% ../../nbs/audit/05_probes.ipynb #a0050002
 def undeclared_effects(
     base: Pass,
     other: Pass,                              # a run with the same cuts

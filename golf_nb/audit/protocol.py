@@ -144,24 +144,26 @@ def _access_rows(case: Case, copy: str, channel: str, explained: str) -> list[Ro
     base, seen = case.base, [case.base, case.twin]
     breaches = [line for one in seen for line in one.breaches]
     refusals = ([channel] if channel else []) + [line for one in seen for line in one.refusals]
-    guard = copy or (breaches and f'unrevealed tokens were read: {breaches[0]}') or \
-        'no copy of the text, no read beyond the prefix; '\
-        f'the stream raises on such a read: {_raises(case.stream)}'
-    rows = [Row('C1 read guard', verdict_of(bool(copy or breaches), _raises(case.stream)), guard),
-            Row('C1 isolation', verdict_of(bool(refusals)),
-                f'refused {len(refusals)}: {refusals[0]}' if refusals else
-                'no other file, socket, process, or memory was touched')]
-    same = base.digest == case.twin.digest and case.sound
-    rows.append(Row('C1 same ledger twice', verdict_of(not same and base.error is None, base.error is None),
-                    f'ledgers {base.digest[:8]} and {case.twin.digest[:8]} of two unscored_copy processes'))
-    if base.error: return rows
-    gain, spread = foreknowledge(case.party, case.stream, base, case.rng, case.kind)
+    closed, same = _raises(case.stream), base.digest == case.twin.digest and case.sound
+    read = f'no copy of the text, no read beyond the prefix; the stream raises on such a read: {closed}'
+    if copy or breaches: read = copy or f'unrevealed tokens were read: {breaches[0]}'
+    touched = 'no other file, socket, process, or memory was touched'
+    if refusals: touched = f'refused {len(refusals)}: {refusals[0]}'
+    rows = [Row('C1 read guard', verdict_of(bool(copy or breaches), closed), read),
+            Row('C1 isolation', verdict_of(bool(refusals)), touched),
+            Row('C1 same ledger twice', verdict_of(not same and base.error is None, base.error is None),
+                f'ledgers {base.digest[:8]} and {case.twin.digest[:8]} of two fresh processes')]
+    return rows if base.error else [*rows, _provenance_row(case, explained)]
+
+
+def _provenance_row(case: Case, explained: str) -> Row:
+    "C1: is what the predictor knows in advance explained?"
+    gain, spread = foreknowledge(case.party, case.stream, case.base, case.rng, case.kind)
     knows = _surprising(gain, spread)
     evidence = f'{gain:.2f} nats a token better than with renamed tokens (spread {spread:.2f})'
     if knows and explained: evidence += f'; {explained}'
     elif knows: evidence += ': it was fitted before; to what, only its log and training code can show'
-    rows.append(Row('C1 provenance', verdict_of(False, not knows or bool(explained)), evidence))
-    return rows
+    return Row('C1 provenance', verdict_of(False, not knows or bool(explained)), evidence)
 
 
 def _raises(stream: Stream) -> bool:
@@ -180,22 +182,22 @@ def _distribution_rows(case: Case) -> list[Row]:
     base, sums = case.base, case.prober.sums
     count = len(base.rows)
     shape = isinstance(base.error, RowError) or getattr(base.error, 'kind', '') == 'RowError'
-    evidence = f'{len(base.faults)} faults: {base.faults[0]}' if base.faults else \
-        str(base.error) if shape else \
-        f'{count} rows of {case.stream.vocab} finite entries, each sums to 1 within {TOLERANCE}'
+    evidence = f'{count} rows of {case.stream.vocab} finite entries, each sums to 1 within {TOLERANCE}'
+    if base.faults: evidence = f'{len(base.faults)} faults: {base.faults[0]}'
+    elif shape: evidence = str(base.error)
     rows = [Row('C2 rows', verdict_of(bool(base.faults) or shape, count > 0), evidence)]
     steady = not case.prober.differing('repeat', base)[0]
     free = count > 0 and case.narrow
     off = [(t, total) for t, total, _ in sums if not abs(total - 1) < 1e-4]
     tried = sum(n for _, _, n in sums)
-    evidence = f'over all values of token {off[0][0]} the probabilities sum to {off[0][1]:.4f}' if off else \
-        f'{len(sums)} positions, {tried} values: probabilities sum to 1' if sums else \
-        'no chunk holds two positions' if free else 'no position could be tried'
+    evidence = 'no chunk holds two positions' if free else 'no position could be tried'
+    if off: evidence = f'over all values of token {off[0][0]} the probabilities sum to {off[0][1]:.4f}'
+    elif sums: evidence = f'{len(sums)} positions, {tried} values: probabilities sum to 1'
     if not steady: evidence += '; but equal inputs gave other rows as well'
     known = steady and (bool(sums) or free)
     return [*rows, Row('C2 enumeration', verdict_of(bool(off) and steady, known), evidence)]
 
-
+# %% ../../nbs/audit/06_protocol.ipynb #a0060004
 def _learning_rows(case: Case) -> list[Row]:
     "C3: the state changes when a chunk is revealed, at no other time, and tells the truth."
     base = case.base
@@ -273,7 +275,7 @@ def _agree(party: Party, stream: Stream) -> tuple[str, Stream, Pass]:
             break
     return seen[0]
 
-
+# %% ../../nbs/audit/06_protocol.ipynb #a0060006
 def audit(
     # a predictor, its class, a function that makes one, 'module:function', or a Party
     predictor: Any,

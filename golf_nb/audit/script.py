@@ -58,7 +58,7 @@ DECODERS: dict[str, Callable] = {
     'gzip.decompress': _unzip, 'bz2.decompress': _unbz, 'brotli.decompress': _unbrotli,
     'bytes': bytes, 'str': str}
 
-
+# %% ../../nbs/audit/07_script.ipynb #a0070002
 def _aliases(tree: ast.AST) -> dict[str, str]:
     "Map imported names to what they stand for."
     found = {}
@@ -92,8 +92,8 @@ def _value(node: ast.AST, aliases: Mapping[str, str], names: Mapping[str, ast.AS
         return _value(node.left, aliases, names) + _value(node.right, aliases, names)
     if isinstance(node, ast.List | ast.Tuple): return [_value(part, aliases, names) for part in node.elts]
     if isinstance(node, ast.Dict):
-        return {_value(k, aliases, names): _value(v, aliases, names) for k,
-                v in zip(node.keys, node.values, strict=True)}
+        return {_value(k, aliases, names): _value(v, aliases, names)
+                for k, v in zip(node.keys, node.values, strict=True)}
     if not isinstance(node, ast.Call):
         raise WrapperError(f'{type(node).__name__} in a wrapper, line {node.lineno}')
     name = _full_name(node.func, aliases)
@@ -129,8 +129,7 @@ def unpack(
 
 # %% ../../nbs/audit/07_script.ipynb #33bb0812
 _PIECES = ['<pad>', '<s>', '</s>', '<unk>', '<0x41>', '<0xE3>', SPACE, f'{SPACE}the', 'the', 'é',
-           f'{SPACE}été', 'z日本',
-           '😀', 'q', f'{SPACE}q']
+           f'{SPACE}été', 'z日本', '😀', 'q', f'{SPACE}q']
 _TRUE = [0, 0, 0, 0, 1, 1, 1, 4, 3, 2, 6, 7, 4, 1, 2]          # bytes in the middle of a text
 
 
@@ -160,18 +159,15 @@ class Pieces:
 
 
 _METHODS = {name for name in dir(Pieces) if name[0] != '_'} | set(
-    'zeros ones full empty array asarray arange int8 int16 int32 int64 uint8 uint16 bool_ bool '
-    'float32 float64 long short '
-    'tensor as_tensor from_numpy dtype device to cpu numpy clone copy size shape max min sum item '
-    'encode decode replace '
-    'startswith endswith lstrip rstrip strip removeprefix removesuffix append extend tolist int float '
-    'isascii '
-    'isdigit lower upper items keys values get index count fromhex astype'.split())
+    'zeros ones full empty array asarray arange int8 int16 int32 int64 uint8 uint16 bool_ bool float32 '
+    'float64 long short tensor as_tensor from_numpy dtype device to cpu numpy clone copy size shape max '
+    'min sum item encode decode replace startswith endswith lstrip rstrip strip removeprefix removesuffix '
+    'append extend tolist int float isascii isdigit lower upper items keys values get index count fromhex '
+    'astype'.split())
 _BUILTINS = {name: __builtins__[name] if isinstance(__builtins__, dict) else getattr(__builtins__, name)
              for name in
              'range len int max min str bytes bool float enumerate zip sum list tuple dict set isinstance '
-             'any all abs sorted '
-             'ValueError ord chr'.split()}
+             'any all abs sorted ValueError ord chr'.split()}
 
 # %% ../../nbs/audit/07_script.ipynb #99f1d84b
 def _table_functions(tree: ast.AST) -> list[ast.FunctionDef]:

@@ -173,7 +173,7 @@ def unscored_copy(
     first: int | None = None,        # position scored first; None: as before
     length: int | None = None,       # tokens to keep; None: all
 ) -> Stream:                         # the same text, nothing committed
-    "Start a stream over, or a part of it."
+    "Copy a stream, or its beginning, with nothing committed."
     first = stream.first if first is None else first
     return Stream(stream._tokens[:length], stream.byte_table, vocab=stream.vocab, first=first)
 
@@ -225,7 +225,7 @@ def recount(
                     for a, b in zip(starts, ends, strict=True)]
 
 
-def bytes_row(stream: Stream, tokenizer: Tokenizer) -> 'Row':
+def bytes_row(stream: Stream, tokenizer: Tokenizer) -> Row:
     "Compare a byte table with the text."
     check = 'bytes recount'
     if stream.vocab != tokenizer.vocab:

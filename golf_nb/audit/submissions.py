@@ -27,8 +27,6 @@ _SCORE = re.compile(r'(?:val_bpb|bpb)[^\d\n-]{1,4}' + _NUMBER, re.I)
 _CLOCK = re.compile(r'train_time[:= ]+' + _NUMBER + r'\s*(ms|s)', re.I)
 _AFTER = re.compile(r'(?:gptq|hessian|calibrat)\w*[^\n]{0,60}?\b(?:in|took|time|done)[:= ]*' + _NUMBER
                     + r'\s*(ms|s)\b', re.I)
-
-
 _EVALUATED = re.compile(r'eval(?:uation)?[_ ]time[:= ]*' + _NUMBER + r'\s*(ms|s)\b', re.I)
 _NAN = re.compile(r'bpb[^\d\n-]{1,4}(?:nan|inf|none|null)\b', re.I)
 _AGAIN = re.compile(r'^[^\n]*\b(?:ttt|adapt|eval|rescor)\w*?[ _]*(?:epoch|pass|round)\W{0,2}\d+[^\n]*bpb',
@@ -113,7 +111,7 @@ def _claimed_numbers(fields: Mapping[str, Any], logs: Mapping[str, str], last: l
     if len(seeds) > len(logs) > 0:
         yield Row('evidence seeds', 'undecided', f'{len(seeds)} seeds are claimed, {len(logs)} have a log')
 
-
+# %% ../../nbs/audit/09_submissions.ipynb #a0090002
 def _claim_rows(folder: Path, logs: Mapping[str, str]) -> list[Row]:
     "Compare submission.json with the logs."
     check = 'evidence claim'
@@ -125,10 +123,9 @@ def _claim_rows(folder: Path, logs: Mapping[str, str]) -> list[Row]:
              or (isinstance(value, float) and math.isnan(value))]
     scores = {path: value for path, value in fields.items() if re.search('bpb', path, re.I)
               and not re.search(r'pre|std|baseline|delta|improve|sota|prior|float|before|gain|diff', path,
-                                re.I)
-              and isinstance(value, int | float) and not isinstance(value, bool)}
-    wrong = [f'{path} is null or empty' for path in empty if re.search(r'bpb|loss|bytes|seed|size|time',
-                                                                       path, re.I)]
+                                re.I) and isinstance(value, int | float) and not isinstance(value, bool)}
+    wrong = [f'{path} is null or empty' for path in empty
+             if re.search(r'bpb|loss|bytes|seed|size|time', path, re.I)]
     if not scores: wrong.append('no val_bpb')
     wrong += [f'{name}: a score is not a number' for name, text in logs.items() if _NAN.search(text)]
     shown = {name: [_plain(n) for n in _SCORE.findall(text)] for name, text in logs.items()}
@@ -154,8 +151,8 @@ def audit_submission(
     rows = [row for script in scripts[:1] for row in _script_rows(script)]
     if not scripts:
         rows = [Row('evidence code', 'undecided', 'no script: what was trained on what is unknown')]
-    files = [path for path in folder.iterdir() if path.suffix in ('.ptz', '.golf', '.bin', '.pt', '.zst',
-                                                                  '.xz', '.br')]
+    files = [path for path in folder.iterdir()
+             if path.suffix in ('.ptz', '.golf', '.bin', '.pt', '.zst', '.xz', '.br')]
     code = scripts[0].stat().st_size if scripts else 0
     heavy = [f'{path.name} and code: {path.stat().st_size + code:,} bytes' for path in files
              if path.stat().st_size + code > CAP]

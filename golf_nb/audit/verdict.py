@@ -48,7 +48,7 @@ class Report:
         marks = {'pass': 'pass', 'fail': 'FAIL', 'undecided': '?   '}
         return '\n'.join(f'{marks[row.verdict]}  {row.check:{wide}}  {row.evidence}' for row in self.rows)
 
-
+# %% ../../nbs/audit/00_verdict.ipynb #a0000002
 def verdict_of(wrong: bool, known: bool = True) -> str:
     "Turn an observation into a verdict."
     return 'fail' if wrong else 'pass' if known else 'undecided'
