@@ -25,7 +25,6 @@ from golf_nb.study.compounding import (
     Text,
     Untied,
     by_size,
-    cancellation,
     gap,
     growth,
     interactions,
@@ -38,7 +37,6 @@ from golf_nb.study.compounding import (
     measure_rounding,
     naive_predictors,
     outputs,
-    pair_terms,
     passes,
     predict,
     predict_along,
@@ -51,7 +49,6 @@ from golf_nb.study.compounding import (
     transport,
     typical_gain,
     untie,
-    visit_gradients,
     weight_error,
 )
 from golf_nb.study.measures import load_pair, validation_text
@@ -235,26 +232,17 @@ def test_random_signs_cost_on_average_what_is_predicted(loop):
 
 
 def test_gradients_of_visits(system):
+    "The gradient by a site's amount is that of the visit's own matrices, along its error."
     model, error = system
-    gradients = visit_gradients(model, TEXT, batch=1)
     untied = untie(model, error, rest=False)
-    along = [sum(float((g*d).sum()) for g, d in zip(*pair, strict=True))
-             for pair in zip(gradients, untied.visits, strict=True)]
+    weights = [Weights(*(w.detach().clone().requires_grad_() for w in model.blocks[block].weights()))
+               for block in untied.blocks]
+    logits = model(INPUTS, weights=weights)
+    nats = -logits.log_softmax(-1).gather(-1, TEXT.rows[:, 1:, None]).sum()
+    (nats/np.log(2)/TEXT.bytes).backward()
+    along = [sum(float((w.grad*d).sum()) for w, d in zip(*pair, strict=True))
+             for pair in zip(weights, untied.visits, strict=True)]
     np.testing.assert_allclose(along, predict(untied, TEXT).gradient, rtol=1e-8, atol=1e-14)
-    model.requires_grad_(True)
-    nats = -model(INPUTS).log_softmax(-1).gather(-1, TEXT.rows[:, 1:, None]).sum()
-    ordinary = torch.autograd.grad(nats/np.log(2)/TEXT.bytes, model.blocks[0].up)[0]
-    model.requires_grad_(False)
-    visits = [g.up for g, block in zip(gradients, model.config.schedule.order, strict=True) if block == 0]
-    torch.testing.assert_close(sum(visits), ordinary)
-
-
-def test_cancellation_by_hand():
-    def g(*numbers): return Weights(*(torch.tensor([[number]], dtype=torch.float64) for number in numbers))
-    same, turned, square = g(1, 0, 0, 0, 0, 0), g(-1, 0, 0, 0, 0, 0), g(0, 1, 0, 0, 0, 0)
-    assert cancellation([same, turned, square], [0, 0, 1]) == {0: 0.}
-    assert np.isclose(cancellation([same, same, square, same], [0, 0, 1, 1])[0], 2**0.5)
-    assert np.isclose(cancellation([same, square], [0, 0])[0], 1)
 
 
 # --- growth and Jacobians ----------------------------------------------------------------------------------
@@ -311,12 +299,6 @@ def test_masks_add_up_to_the_whole_gap(system):
     terms = interactions(gaps)
     assert np.isclose(terms.sum(), gap(untied, TEXT)) and np.isclose(gaps[-1], gap(untied, TEXT))
     assert np.isclose(shapley(terms).sum(), gaps[-1]) and np.isclose(by_size(terms).sum(), gaps[-1])
-    pairs, whole = pair_terms(untied, TEXT, groups)
-    n = len(groups)
-    for i in range(n):
-        for j in range(i): assert np.isclose(pairs[i, j], terms[1 << i | 1 << j], atol=1e-12)
-        assert np.isclose(pairs[i, i], terms[1 << i])
-    assert np.isclose(whole, gaps[-1])
 
 
 @given(st.integers(0, 5), st.integers(0, 2**32 - 1))
@@ -345,9 +327,10 @@ def test_interactions_of_two_visits_are_second_derivatives(loop):
     model, error = loop
     exact = predict(untie(model, error), TEXT, exact=True)
     epsilon = 1e-3
-    terms, _ = pair_terms(untie(model, scaled(error, epsilon)), TEXT, [[1], [2], [3]])
+    terms = interactions(mask_gaps(untie(model, scaled(error, epsilon)), TEXT, [[1], [2], [3]]))
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert np.isclose(terms[i, j]/epsilon**2, exact.curvature[i + 1, j + 1], rtol=0.05, atol=1e-4)
+        pair = terms[1 << i | 1 << j]/epsilon**2
+        assert np.isclose(pair, exact.curvature[i + 1, j + 1], rtol=0.05, atol=1e-4)
 
 
 # --- naive predictors and measurements ---------------------------------------------------------------------

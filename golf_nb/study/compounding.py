@@ -6,15 +6,14 @@
 __all__ = ['Amounts', 'KINDS', 'LARGEST_SET', 'CompoundingError', 'Untied', 'token_nats', 'outputs', 'round_weights',
            'weight_error', 'untie', 'Text', 'text_of', 'score_text', 'gap', 'Growth', 'growth', 'transport',
            'same_block', 'law', 'error_gains', 'Jacobian', 'jacobian', 'singular_values', 'typical_gain', 'shift',
-           'Prediction', 'predict', 'predict_along', 'measure_rounding', 'measure_prediction', 'visit_gradients',
-           'cancellation', 'passes', 'mask_gaps', 'interactions', 'by_size', 'shapley', 'pair_terms', 'measure_masks',
-           'measure_growth', 'naive_predictors']
+           'Prediction', 'predict', 'predict_along', 'measure_rounding', 'measure_prediction', 'passes', 'mask_gaps',
+           'interactions', 'by_size', 'shapley', 'measure_masks', 'measure_growth', 'naive_predictors']
 
 # %% ../../nbs/study/01_compounding.ipynb #15693116
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, count
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -498,35 +497,6 @@ def measure_prediction(
             'state_growth': float(grown.state.max()/grown.state[0]),
             'relative_error': float(grown.relative[-1])}
 
-# %% ../../nbs/study/01_compounding.ipynb #37e11250
-def visit_gradients(
-    model: Model,
-    text: Text,
-    schedule: Schedule | None = None,  # another one over the same blocks; None: the model's own
-    batch: int = 8,                    # rows of a forward pass
-) -> list[Weights]:                    # of the score in bits per byte, by the matrices of each visit
-    "Differentiate the score by each visit's own matrices; over all visits they sum to the block's gradient."
-    schedule = schedule or model.config.schedule
-    with torch.enable_grad():
-        weights = [Weights(*(w.detach().clone().requires_grad_() for w in model.blocks[block].weights()))
-                   for block in schedule.order]
-        for rows in _batches(model, text.rows, batch):
-            logits = model(rows[:, :-1], weights=weights, schedule=schedule)
-            F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction='sum').backward()
-    unit = bits_per_byte(1., text.bytes)
-    return [Weights(*(unit*w.grad for w in visit)) for visit in weights]
-
-
-def cancellation(
-    gradients: Sequence[Weights],      # of `visit_gradients`
-    order: Sequence[int],              # block of each visit
-) -> dict[int, float]:                 # by looped block: 0 cancel, 1 unrelated, sqrt(R) agree
-    "Compare the sum of a block's visit gradients with that of unrelated visits."
-    flat = [torch.cat([part.flatten() for part in visit]).double() for visit in gradients]
-    def of(block): return [g for g, b in zip(flat, order, strict=True) if b == block]
-    visits = {block: of(block) for block in sorted(set(order))}
-    return {block: float(sum(g).norm()/torch.stack(g).norm()) for block, g in visits.items() if len(g) > 1}
-
 # %% ../../nbs/study/01_compounding.ipynb #4ba0d9a7
 LARGEST_SET = 12   # groups of sites of which all masks are tried: 4,096 of them
 
@@ -556,7 +526,7 @@ def mask_gaps(
     "Measure the gap of every mask: which groups of visits use the stored weights."
     if len(groups) > LARGEST_SET:
         masks = f'{len(groups)} groups have {2**len(groups):,} masks'
-        raise CompoundingError(f'{masks}; join some, or use pair_terms')
+        raise CompoundingError(f'{masks}; join some')
     plain = score_text(untied, text, untied.amounts('float'), batch)
     chosen = [[i for i in range(len(groups)) if mask >> i & 1] for mask in range(1, 2**len(groups))]
     costs = [score_text(untied, text, _masked(untied, groups, some), batch) - plain for some in chosen]
@@ -589,21 +559,6 @@ def shapley(
     groups = range(len(terms).bit_length() - 1)
     return np.array([sum(term/mask.bit_count() for mask, term in enumerate(terms.tolist()) if mask >> i & 1)
                      for i in groups])
-
-# %% ../../nbs/study/01_compounding.ipynb #dc343919
-def pair_terms(
-    untied: Untied,
-    text: Text,
-    groups: Sequence[Sequence[int]],   # sites that go together
-    batch: int = 16,                   # rows of a forward pass
-) -> tuple[Float64[np.ndarray, "n n"], float]:  # single terms on the diagonal, pairs beside it; the whole gap
-    "Measure single groups and pairs only, where all masks would be too many."
-    plain, n = score_text(untied, text, untied.amounts('float'), batch), len(groups)
-    def cost(*some): return score_text(untied, text, _masked(untied, groups, some), batch) - plain
-    terms = np.diag([cost(i) for i in range(n)])
-    for i, j in combinations(range(n), 2):
-        terms[i, j] = terms[j, i] = cost(i, j) - terms[i, i] - terms[j, j]
-    return terms, cost(*range(n))
 
 # %% ../../nbs/study/01_compounding.ipynb #f5111147
 def measure_masks(

@@ -211,9 +211,6 @@ class Page:
         self.records = [r for r in found if (r['arm'], r['seed'], r['net']) in nets]
         self.outdated = len(found) - len(self.records)
 
-    @property
-    def command(self) -> str: return f'python -m golf_nb.study.grid nbs/experiments/{self.name}.json'
-
     @cached_property
     def findings(self) -> list[Finding]: return [find(expect, self.records) for expect in self.grid['expect']]
 
@@ -331,8 +328,9 @@ def draw_verdicts(
     axes.set_xticks(range(len(pages)), [page.name for page in pages], rotation=90, fontsize=8.5)
     judged = [verdict for _, _, verdict in found if verdict not in (NOT_RUN, TOO_FEW)]
     axes.set(yticks=[], ylabel='predictions', ylim=(-1, None))
+    waiting = f'; {len(found) - len(judged)} are not judged yet'*(len(judged) < len(found))
     entitle(axes.figure, f'{judged.count(SUPPORTED)} of {len(judged)} predictions came true',
-            f'{judged.count(CONTRADICTED)} are contradicted; {len(found) - len(judged)} are not judged yet')
+            f'{judged.count(CONTRADICTED)} are contradicted, {judged.count(UNDECIDED)} have no evidence{waiting}')
     axes.figure.legend(ncols=2, loc='outside lower center')
     return axes
 
