@@ -399,6 +399,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'golf_nb.audit.verdict.Report.verdict': ( 'audit/verdict.html#report.verdict',
                                                                                  'golf_nb/audit/verdict.py'),
                                        'golf_nb.audit.verdict.Row': ('audit/verdict.html#row', 'golf_nb/audit/verdict.py'),
+                                       'golf_nb.audit.verdict.draw_verdicts': ( 'audit/verdict.html#draw_verdicts',
+                                                                                'golf_nb/audit/verdict.py'),
                                        'golf_nb.audit.verdict.verdict_of': ('audit/verdict.html#verdict_of', 'golf_nb/audit/verdict.py'),
                                        'golf_nb.audit.verdict.worst_rows': ('audit/verdict.html#worst_rows', 'golf_nb/audit/verdict.py')},
             'golf_nb.authoring.book': { 'golf_nb.authoring.book.NotebookError': ( 'authoring/book.html#notebookerror',

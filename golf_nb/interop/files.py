@@ -74,7 +74,7 @@ def unshuffle_bytes(
 
 # %% ../../nbs/interop/01_files.ipynb #a6286c29
 def _leaves(value: Any) -> Iterator[Any]:
-    "Everything inside nested dictionaries and lists."
+    "Walk through everything inside nested dictionaries and lists."
     if isinstance(value, Mapping): value = [*value.values()]
     if not isinstance(value, (list, tuple)): yield value
     else: yield from (leaf for inner in value for leaf in _leaves(inner))

@@ -179,7 +179,7 @@ class FileReport:
 
     @property
     def verdict(self) -> str:
-        "'pass', 'FAIL', or 'not compared'."
+        "Judge the file: 'pass', 'FAIL', or 'not compared'."
         missed = any(not difference <= tolerance for _, difference, tolerance, _ in self.rows)
         if self.error or missed: return 'FAIL'
         return 'pass' if self.rows and not self.not_compared else 'not compared'
@@ -243,7 +243,7 @@ def check(
 
 # %% ../../nbs/interop/02_vectors.ipynb #9300578e
 def _grouped(names: Sequence[str]) -> str:
-    "Names, with those below one prefix counted, e.g. 'param/ (40), input_ids'."
+    "List names, those below one prefix as a count, e.g. 'param/ (40), input_ids'."
     groups: dict[str, int] = {}
     for name in names:
         group = name.split('/')[0] + '/'*('/' in name)

@@ -49,7 +49,7 @@ from .vectors import README, Comparison, Kind, Vectors, model_of, near, same
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #7ae8b6e1
 def _forward_case(z: Vectors) -> Iterator[Comparison]:
-    "A forward and backward pass: logits, losses, gradients, traces, and the same in other precisions."
+    "Compare a forward and backward pass: logits, losses, gradients, traces, and other precisions."
     model, tokens, targets, seen = model_of(z), z.ids('input_ids'), z.ids('target_ids'), {}
     def hook(v, name, x): seen[v, name] = x.detach()
     yield near('logits', model(tokens, hook=hook))
@@ -215,7 +215,7 @@ class TileProducts(TorchFunctionMode):
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #d15cedc7
 def _visits_as_run(model: Model) -> list[Weights | None]:
-    "Matrices of #927's visits as run: where XSA leaves fp32, the output matrix is quantized in fp32 too."
+    "List #927's matrices by visit as run: where XSA leaves fp32, the output matrix is quantized in fp32."
     blocks, grid = model.cast_weights().blocks, replace(model.fake_quant, dtype=None)
     def wide(b): return blocks[b]._replace(o=grid(f'blocks.{b}.o', model.blocks[b].o).bfloat16())
     return [wide(layer.block) if layer.xsa and layer.value_embed is not None else None
@@ -223,7 +223,7 @@ def _visits_as_run(model: Model) -> list[Weights | None]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #945b7265
 def _as_run_case(z: Vectors) -> Iterator[Comparison]:
-    "A forward pass in the precision of the original's run."
+    "Compare a forward pass in the precision of the original's run."
     pr, tokens, targets = z.pr(), z.ids('input_ids'), z.ids('target_ids')
     for end in ('', '_off', '_qat'):
         if f'logits{end}' not in z: continue
@@ -246,7 +246,7 @@ def _as_run_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _blocks_case(z: Vectors) -> Iterator[Comparison]:
-    "Blocks and their parts alone (#1493), with the weights of forward.npz beside."
+    "Compare blocks and their parts alone (#1493), with the weights of forward.npz beside."
     model, x = from_reference(1493, z.beside('forward').under('param/'), z.config()), z.tensor('x')
     config, used = model.config, model.cast_weights()
     cos, sin = rotary_table(x.shape[1], config.dim//config.heads, config.rope)
@@ -277,7 +277,7 @@ def _rotated(z: Vectors, i: int, rope: Rope, case: Mapping[str, Any]) -> Compari
 
 
 def _rotary_case(z: Vectors) -> Iterator[Comparison]:
-    "Rotary tables of #927 and #341, in fp32 and as their scripts build them."
+    "Compare rotary tables of #927 and #341, in fp32 and as their scripts build them."
     for head in sorted({name.split('/')[0] for name in z.names()}):
         dim, base, where = int(head.removeprefix('hd')), float(z[f'{head}/base']), z[f'{head}/positions']
         for end in ('fp32', 'asrun', 'asrun_bf16'):
@@ -288,7 +288,7 @@ def _rotary_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _rope_cases(z: Vectors) -> Iterator[Comparison]:
-    "Rotary tables of #1640 (fp32 and bf16) and #1406 (partial, and rescaled), and rotated vectors."
+    "Compare rotary tables of #1640 (fp32 and bf16) and #1406 (partial, and rescaled), and rotated vectors."
     for i, case in enumerate(z.config()['cases']):
         rope = Rope(case.get('rope_dims') or None, case['base'], reference_len=case.get('train_seq_len'))
         for kind, rounding in (('', 'none'), ('fp32/', 'none'), ('bf16/', 'position')):
@@ -299,7 +299,7 @@ def _rope_cases(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #9eec264f
 def _rope_1493_case(z: Vectors) -> Iterator[Comparison]:
-    "Rotary tables of #1493: fp32, eager bf16, exact positions with bf16 tables, and rescaled."
+    "Compare rotary tables of #1493: fp32, eager bf16, exact positions with bf16 tables, and rescaled."
     s = z.config()
     dim, every = s['head_dim'], np.arange(s['train_seq_len'])
     rope = Rope(s['rope_dims'], s['base'], reference_len=s['train_seq_len'])
@@ -316,7 +316,7 @@ def _rope_1493_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _overtone_case(z: Vectors) -> Iterator[Comparison]:
-    "Initial weights of #341: shaped spectrum, residual mixes over depth, zeros."
+    "Compare initial weights of #341: shaped spectrum, residual mixes over depth, zeros."
     for case in sorted({name.split('/')[0] for name in z.names()}):
         config = reference_config(341, json.loads(str(z[f'{case}/config'])))
         before = z.tensor(f'{case}/tok_emb_pre_svd')
@@ -331,14 +331,14 @@ def _overtone_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #be5f2680
 def _init_case(z: Vectors) -> Iterator[Comparison]:
-    "Initial weights of #1640 and #1406, from the same random numbers."
+    "Compare initial weights of #1640 and #1406, from the same random numbers."
     config = z.config()
     first = reference_init(z.pr(), config, config['torch_manual_seed'])
     for name, w in first.items(): yield near(f'param/{name}', w, 1e-5)
 
 
 def _bank_case(z: Vectors) -> Iterator[Comparison]:
-    "How #1406's banks split into the matrices of its blocks."
+    "Compare how #1406's banks split into the matrices of its blocks."
     model = Model(reference_config(1406, z.config()))
     ours = {name: p.detach() for name, p in model.named_parameters()}
     for place in places(model, 1406):
@@ -358,7 +358,7 @@ def _columns(table: ByteTable, base: str, leading_space: str, boundary: str) -> 
 
 
 def _lut_case(z: Vectors) -> Iterator[Comparison]:
-    "Byte tables of #1640 and #1406."
+    "Compare byte tables of #1640 and #1406."
     tokenizer, config = Tokenizer(z['sp_model'].tobytes()), z.config()
     for case, size in (('same', 'sp_vocab_size'), ('padded', 'padded_vocab_size')):
         table = ByteTable.of(tokenizer, config[size])
@@ -367,7 +367,7 @@ def _lut_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _sp_lut_case(z: Vectors) -> Iterator[Comparison]:
-    "The byte table of #1493, and bytes of whole documents."
+    "Compare the byte table of #1493, and bytes of whole documents."
     tokenizer, ids = Tokenizer(z['model_proto'].tobytes()), z['token_ids']
     table = ByteTable.of(tokenizer, int(z['vocab_size_arg']))
     yield from _columns(table, 'base_bytes', 'has_leading_space', 'is_boundary')
@@ -378,7 +378,7 @@ def _sp_lut_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #50c2ba5d
 def _bpb_case(z: Vectors) -> Iterator[Comparison]:
-    "Byte accounting and chunked scores of #927 and #341."
+    "Compare byte accounting and chunked scores of #927 and #341."
     config, tokens = z.config(), z['tokens']
     table, length = ByteTable.of(Tokenizer(z['sp_model'].tobytes()), config['vocab_size']), config['seq_len']
     yield from _columns(table, 'base_bytes', 'has_leading_space', 'is_boundary')
@@ -402,7 +402,7 @@ def _bpb_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #6d80ac52
 def _shard(tokens: np.ndarray) -> np.ndarray:
-    "The bytes of the file that `write_shard` makes of tokens."
+    "Read the bytes of the file that `write_shard` makes of tokens."
     with tempfile.TemporaryDirectory() as folder:
         write_shard(Path(folder)/'0.bin', tokens)
         return np.fromfile(Path(folder)/'0.bin', np.uint8)
@@ -416,7 +416,7 @@ def _loader_calls(loader: SequentialLoader | ShuffledLoader, calls: int, name: s
 
 
 def _sequential_case(z: Vectors) -> Iterator[Comparison]:
-    "The sequential loaders of #927, #341, #1640, and #1406."
+    "Compare the sequential loaders of #927, #341, #1640, and #1406."
     plain = [name for name in z.names('shard') if re.fullmatch(r'shard\d+_tokens', name)]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder)/f'{i:06}.bin' for i in range(len(plain) or len(z.names('shard_bytes/')))]
@@ -436,7 +436,7 @@ def _sequential_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #9a7fbfd2
 def _shuffled_case(z: Vectors) -> Iterator[Comparison]:
-    "The shuffled loader of #1493."
+    "Compare the shuffled loader of #1493."
     s, first = z.config(), 'shard0_header_and_first_tokens'
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder)/f'{i:06}.bin' for i in range(s['n_shards'])]
@@ -450,7 +450,7 @@ def _shuffled_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #9455f0e3
 def _fake_quant_case(z: Vectors) -> Iterator[Comparison]:
-    "Fake quantization of #927 alone: values, straight-through gradients, bf16, and the threshold."
+    "Compare fake quantization of #927 alone: values, straight-through gradients, bf16, and the threshold."
     for name in z.names('bits'):
         bits, what = re.fullmatch(r'bits(\d)/(\w+)', name).groups()
         grid, w = cycle_grid(int(bits), 1, 0), z.tensor('w')
@@ -467,7 +467,7 @@ def _fake_quant_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _shuffle_case(z: Vectors) -> Iterator[Comparison]:
-    "The byte shuffle of #1493, and its inverse."
+    "Compare the byte shuffle of #1493, and its inverse."
     for i in range(int(z['n'])):
         raw, stride = z[f'in/{i}'].tobytes(), int(z[f'stride/{i}'])
         shuffled = shuffle_bytes(raw, stride)

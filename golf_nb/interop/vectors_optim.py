@@ -89,12 +89,12 @@ def _two_ways(
 
 
 def _orthogonal(name: str, g: Tensor, steps: int, product: str = '(cA)A') -> Comparison:
-    "Newton-Schulz alone, in the recorded order of sums."
+    "Compare newton-Schulz alone, in the recorded order of sums."
     with TileProducts(): return near(name, orthogonalize(g, steps, product=product), 1e-6, RECORDED)
 
 # %% ../../nbs/interop/04_vectors_optim.ipynb #a92a4884
 def _named_muon_case(z: Vectors) -> Iterator[Comparison]:
-    "Two steps of Muon of #927 and #341."
+    "Compare two steps of Muon of #927 and #341."
     c, pr = z.config(), z.pr()
     names, steps = c['order'], range(1, len(c['lr']) + 1)
     start = [z.tensor(f'param0/{name}') for name in names]
@@ -119,7 +119,7 @@ def _flat(banks: Sequence[Tensor]) -> list[Tensor]: return [w for bank in banks 
 
 
 def _numbered_muon_case(z: Vectors) -> Iterator[Comparison]:
-    "Three steps of Muon of #1640 (matrices, with and without decay) and #1406 (banks, also with MuonEq-R)."
+    "Compare steps of Muon of #1640 (matrices, with and without decay) and #1406 (banks, also MuonEq-R)."
     c = z.config()
     pr, count, sizes = (1406 if len(c['shapes'][0]) == 3 else 1640), len(c['shapes']), c['shapes']
     def matrices(what):
@@ -149,7 +149,7 @@ def _numbered_muon_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/04_vectors_optim.ipynb #9df397ef
 def _muon_eq_case(z: Vectors) -> Iterator[Comparison]:
-    "Two steps of MuonEq-R of #1493, in bf16 and in fp32."
+    "Compare two steps of MuonEq-R of #1493, in bf16 and in fp32."
     hyper = {name.removeprefix('hp/'): z[name].item() for name in z.names('hp/')}
     every = range(int(z['n']))
     start, steps = [z.tensor(f'param0/{i}') for i in every], (1, 2)
@@ -167,7 +167,7 @@ def _muon_eq_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/04_vectors_optim.ipynb #de6fb96c
 def _schedule_case(z: Vectors) -> Iterator[Comparison]:
-    "The multiplier of the rates by the clock and by steps, and the momentum's warm-up (#927, #341)."
+    "Compare the rates' multiplier by the clock and by steps, and the momentum's warm-up (#927, #341)."
     config, exact = recipe(z.pr(), {}), 'the same formula in fp64'
     for name in (name for name in z.names() if name.endswith('/lr_mul')):
         case = name.removesuffix('/lr_mul')
@@ -184,7 +184,7 @@ def _schedule_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _ema_case(z: Vectors) -> Iterator[Comparison]:
-    "The running mean of weights of #1493."
+    "Compare the running mean of weights of #1493."
     names = z['names'].tolist()
     model = _Matrices([z.tensor(f'init/{name}') for name in names])
     average, path = Average(model, float(z['decay'])), []

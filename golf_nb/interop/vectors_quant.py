@@ -54,7 +54,7 @@ _LEAST = 65536            # elements; what has more is quantized
 
 
 def _bits(pr: int, name: str, own: int = 6, in_mlp: int = 0) -> int:
-    "Bits of the codes of a matrix; `own`, `in_mlp`: #927's bit settings (0: same as the others)."
+    "Choose the bits of a matrix; `own`, `in_mlp`: #927's bit settings (0: same as the others)."
     if pr == 927:
         if not ('shared_blocks.' in name or 'bigram.proj.' in name): return 8
         return in_mlp if in_mlp and '.mlp.' in name else own
@@ -102,7 +102,7 @@ def _name(dtype: torch.dtype) -> str: return str(dtype).removeprefix('torch.')
 
 
 def _facts(sources: Mapping[str, Tensor], stored: Mapping[str, Codes | Tensor]) -> dict[str, Any]:
-    "What #927 and #341 note about an export."
+    "Collect what #927 and #341 note about an export."
     coded = {name: part for name, part in stored.items() if isinstance(part, Codes)}
     plain = {name: part for name, part in stored.items() if name not in coded}
     arrays = [*plain.values(), *(array for part in coded.values() for array in (part.codes, part.steps))]
@@ -123,14 +123,14 @@ def _facts(sources: Mapping[str, Tensor], stored: Mapping[str, Codes | Tensor]) 
 
 
 def _torch_bytes(held: Any) -> bytes:
-    "What `torch.save` writes."
+    "Capture what `torch.save` writes."
     file = io.BytesIO()
     torch.save(held, file)
     return file.getvalue()
 
 
 def _file_of(stored: Mapping[str, Codes | Tensor], facts: Mapping[str, Any]) -> bytes:
-    "The file that #927, #341, and #1640 write, before it is compressed."
+    "Make the file that #927, #341, and #1640 write, before it is compressed."
     coded = {name: part for name, part in stored.items() if isinstance(part, Codes)}
     return _torch_bytes({
         '__quant_format__': facts['format'],
@@ -144,7 +144,7 @@ def _file_of(stored: Mapping[str, Codes | Tensor], facts: Mapping[str, Any]) -> 
 
 
 def _weights(part: Codes | Tensor, dtype: torch.dtype) -> Tensor:
-    "What a stored tensor stands for, in the original's dtype."
+    "Compute what a stored tensor stands for, in the original's dtype."
     return (part.weights() if isinstance(part, Codes) else part).to(dtype).float()
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #df11c920
@@ -171,7 +171,7 @@ def _exported(z: Vectors, case: str, least: int) -> Iterator[Comparison]:
 
 
 def _units(z: Vectors, pr: int) -> Iterator[Comparison]:
-    "Single calls of the exporter's functions: odd rows, a vector, zeros, three axes."
+    "Compare single calls of the exporter's functions: odd rows, a vector, zeros, three axes."
     known = {int(found[1]) for name in z.names('unit/') if (found := re.match(r'unit/bits(\d)/', name))}
     for bits in (8,) if 'unit/q' in z else sorted(known):
         part = round_as(pr, z.tensor('unit/x'), bits)
@@ -188,7 +188,7 @@ def _units(z: Vectors, pr: int) -> Iterator[Comparison]:
 
 
 def _int8_case(z: Vectors) -> Iterator[Comparison]:
-    "The exporters of #927 and #341."
+    "Compare the exporters of #927 and #341."
     pr, config = z.pr(), z.config()
     for case in ('tiny', 'large'):
         if f'{case}/meta' not in z: continue
@@ -210,7 +210,7 @@ def _int8_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #451ffd23
 def _twice_case(z: Vectors) -> Iterator[Comparison]:
-    "The exporter of #1640, both of its roundings."
+    "Compare the exporter of #1640, both of its roundings."
     config, first = z.config(), replace(get('universal', 'full').quant, again=None)
     for name, dtype in config['dtypes'].items():
         w = z.tensor(f'in/{name}').to(getattr(torch, dtype))
@@ -234,7 +234,7 @@ def _twice_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _file_1640_case(z: Vectors) -> Iterator[Comparison]:
-    "The artifact of #1640's whole run, from the weights beside it."
+    "Compare the artifact of #1640's whole run, from the weights beside it."
     weights = z.beside('e2e_final').under('final/')
     sources = {name: torch.from_numpy(w) for name, w in weights.items()}
     stored = {name: export(1640, name, w) for name, w in sources.items()}
@@ -249,12 +249,12 @@ def _file_1640_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _logged(z: Vectors, part: str) -> str:
-    "A line of a run's log."
+    "Find a line of a run's log."
     return next((line for line in z.beside('e2e_init').config()['log'] if part in line), 'nothing')
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #03a0d906
 def _gptq_case(z: Vectors) -> Iterator[Comparison]:
-    "GPTQ of single matrices (#1493)."
+    "Compare GPTQ of single matrices (#1493)."
     for case in dict.fromkeys(name.split('/')[0] for name in z.names()):
         bits = int(z[f'{case}/clip_range']).bit_length() + 1
         rounding, hessian = get('loop3', 'full').quant.rounding, z.tensor(f'{case}/H')
@@ -280,14 +280,14 @@ _SIDES = {'bigram.proj': 'bigram.proj.weight', 'value_embed.proj': 've_shared.pr
 
 
 def _theirs(name: str) -> str:
-    "What #1493 and #1406 call a matrix of ours."
+    "Say what #1493 and #1406 call a matrix of ours."
     if not name.startswith('blocks.'): return _SIDES.get(name, name)
     _, block, matrix = name.split('.')
     return f'blocks.{block}.{MATRICES[matrix]}.weight'
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #e1aa8615
 def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
-    "Calibration, GPTQ, and the file of a whole model (#1493)."
+    "Compare calibration, GPTQ, and the file of a whole model (#1493)."
     model, config = model_of(z), z.config()
     for name, hessian in collect_hessians(model, z.ids('calib_ids')).items():
         yield _relative(f'hessian/{_theirs(name)}', hessian, z)
@@ -321,7 +321,7 @@ def _whole_1493_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #bc64e6fd
 def _mixed_case(z: Vectors) -> Iterator[Comparison]:
-    "The exporter of #1406: with Hessians, without, and for what stays fp16 or fp32."
+    "Compare the exporter of #1406: with Hessians, without, and for what stays fp16 or fp32."
     dtypes = z.config().get('out_dtypes', {})
     for name in [full.removeprefix('in/') for full in z.names('in/')]:
         w = z.tensor(f'in/{name}')
@@ -350,7 +350,7 @@ def _traces(z: Vectors, hessians: Mapping[str, Tensor], folder: str) -> Iterator
 
 
 def _hessian_case(z: Vectors) -> Iterator[Comparison]:
-    "Hessians of #1406 on the model without its replay: on training text, and on text of its own."
+    "Compare Hessians of #1406 without its replay: on training text, and on text that the model wrote."
     model, config = model_of(z), z.config()
     schedule, text, own = first_visits(model.config.schedule, 1), z.ids('calib_tokens'), config['ar']
     measure = Calibration(batches=config['num_batches'], schedule='flat', first_damping=config['damp_data'])
@@ -366,7 +366,7 @@ def _hessian_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/06_vectors_quant.ipynb #6d5ad5f3
 def _run_1406(z: Vectors) -> tuple[Model, list[Tensor]]:
-    "The finished model of #1406's recorded run, and the text that it is calibrated with."
+    "Load the finished model of #1406's recorded run, and the text that calibrates it."
     start, weights = z.beside('e2e_init'), z.beside('e2e_final')
     settings, run = run_settings(1406, start.config()['env'])
     model, steps = from_reference(1406, weights.under('final/'), settings), 8*run['iterations']
@@ -378,7 +378,7 @@ def _run_1406(z: Vectors) -> tuple[Model, list[Tensor]]:
 
 
 def _file_1406_case(z: Vectors) -> Iterator[Comparison]:
-    "The artifact of #1406's whole run, from its weights and its text."
+    "Compare the artifact of #1406's whole run, from its weights and its text."
     model, text = _run_1406(z)
     recipe = replace(get('replay', 'full').quant, prune_bytes=None)
     measure = replace(recipe.calibration, batches=len(text))
@@ -422,7 +422,7 @@ def _sizes_1406(
 
 
 def _unbanked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    "The matrices of #1406's banks under the names of its file."
+    "Put the matrices of #1406's banks under the names of its file."
     out = {name: w for name, w in weights.items() if name not in _BANKS}
     for bank, parts in _BANKS.items():
         layers = len(weights[bank])//len(parts)

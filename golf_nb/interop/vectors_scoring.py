@@ -22,7 +22,7 @@ from .weights import reference_items
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #254c4d9e
 def _table(z: Vectors, base: str, space: str = 'has_leading_space', edge: str = 'is_boundary') -> ByteTable:
-    "The byte table that a file holds."
+    "Read the byte table that a file holds."
     return ByteTable(z[base].astype(np.int16), z[space], z[edge])
 
 
@@ -47,7 +47,7 @@ _RECORDED = _NAMES | dict(position='scored_position', token_bytes='scored_bytes'
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #95b8f2d8
 def _hybrid_case(z: Vectors) -> Iterator[Comparison]:
-    "Sliding scores of #341: of a trimmed text and of the whole, and each process's share."
+    "Compare sliding scores of #341: of a trimmed text and of the whole, and each process's share."
     config, model, table = z.config(), model_of(z), _table(z, 'base_bytes')
     window, options = config['seq_len'], dict(bytes=table, tail='drop-341', batch=config['eval_batch_seqs'])
     ranks = sorted({name.split('/')[-2] for name in z.names() if 'of' in name.split('/')[-2:][0]})
@@ -66,7 +66,7 @@ def _hybrid_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _cases_case(z: Vectors) -> Iterator[Comparison]:
-    "Scores of #1640 and #1406: several lengths of text, each process's share, chunked."
+    "Compare scores of #1640 and #1406: several lengths of text, each process's share, chunked."
     config, model = z.config(), model_of(z).eval()
     table = _table(z, 'lut_base_bytes', 'lut_leading_space', 'lut_boundary')
     names = _NAMES | {'position': 'position'}
@@ -84,7 +84,7 @@ def _cases_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _loop3_case(z: Vectors) -> Iterator[Comparison]:
-    "Sliding scores of #1493, and chunked ones of the text that fills whole windows."
+    "Compare sliding scores of #1493, and chunked ones of the text that fills whole windows."
     config, model, tokens = z.config(), model_of(z), z['val_tokens']
     window, table = config['eval_seq_len'], _table(z, 'base_bytes')
     scores = sliding(model, tokens, window, config['eval_stride'], bytes=table, batch=config['batch_seqs'])
@@ -97,7 +97,7 @@ def _loop3_case(z: Vectors) -> Iterator[Comparison]:
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #8da5cac0
 def _chunk_sums(run) -> Iterator[Comparison]:
-    "Sums per chunk."
+    "Compare sums per chunk."
     yield near('chunk_nll', run.chunk_nll, 1e-4*run.chunk_tokens.max(), README)
     yield same('chunk_tokens', run.chunk_tokens)
     yield same('chunk_bytes', run.chunk_bytes)
@@ -113,7 +113,7 @@ def _step_facts(run, names: Mapping[str, str], z: Vectors, tolerance: float = 1e
 
 
 def _finals(z: Vectors, model: Model, prefix: str, tolerance: float = 1e-5) -> Iterator[Comparison]:
-    "Weights after adaptation, one by one."
+    "Compare weights after adaptation, one by one."
     for name, ref, _ in reference_items(model, z.pr()):
         if f'{prefix}{name}' in z: yield near(f'{prefix}{name}', ref.detach(), tolerance, README)
 
@@ -134,7 +134,7 @@ def _displaced(z: Vectors, model: Model, prefix: str, share: float) -> Iterator[
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #3d35293d
 def _cycle_case(z: Vectors) -> Iterator[Comparison]:
-    "Score-first SGD of #927, with epochs or without, and each process's share of the scores."
+    "Compare score-first SGD of #927, with epochs or without, and each process's share of the scores."
     config, model, tokens = z.config(), model_of(z), z['tokens']
     table, window, stride = _table(z, 'base_bytes'), config['train_seq_len'], config['stride']
     chosen = TTTConfig('sgd', config['ttt_lr'], config['ttt_momentum'], config['ttt_epochs'],
@@ -159,7 +159,7 @@ def _cycle_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _window_facts(machine: ScoreFirst, z: Vectors, at: str = '') -> Iterator[Comparison]:
-    "Which window belongs to which chunk."
+    "Compare which window belongs to which chunk."
     cut = machine.batches.cut
     of_chunk = [c for c, chunk in enumerate(machine.chunks) for _ in range(chunk.first, chunk.last)]
     facts = {'window_start': [w.start for w in cut], 'window_len': [w.end - w.start for w in cut],
@@ -169,7 +169,7 @@ def _window_facts(machine: ScoreFirst, z: Vectors, at: str = '') -> Iterator[Com
 
 
 def _share_facts(machine, stream, table, z: Vectors, at: str) -> Iterator[Comparison]:
-    "One process's share of the scores, without adaptation."
+    "Compare one process's share of the scores, without adaptation."
     parts = [machine.score(c, stream) for c in range(len(machine.chunks))]
     nll, where, start = (np.concatenate(column) for column in zip(*parts, strict=True))
     scores = Scores(nll, where, table.token_bytes(stream[where + 1], stream[where]), start)
@@ -178,7 +178,7 @@ def _share_facts(machine, stream, table, z: Vectors, at: str) -> Iterator[Compar
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #a5bef520
 def _loop3_ttt_case(z: Vectors) -> Iterator[Comparison]:
-    "Score-first SGD of #1493."
+    "Compare score-first SGD of #1493."
     config, model, tokens = z.config(), model_of(z), z['val_tokens']
     window, stride, table = config['eval_seq_len'], config['eval_stride'], _table(z, 'base_bytes')
     chosen = TTTConfig('sgd', config['ttt_lr'], config['ttt_momentum'], config['ttt_epochs'],
@@ -195,13 +195,13 @@ def _loop3_ttt_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _window_chunks(run) -> list[int]:
-    "The chunk of each window, in scoring order."
+    "Find the chunk of each window, in scoring order."
     first = np.flatnonzero(np.diff(run.window, prepend=-1))
     return run.chunk[first].tolist()
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #0dcca61a
 def _replay_config(args: Mapping[str, Any]) -> TTTConfig:
-    "#1406's settings of one case; those of 6 April begin with eval_, and its thresholds have no effect."
+    "Read #1406's settings of one case; those of 6 April begin with eval_, its thresholds have no effect."
     april = 'eval_ttt_lr' in args
     def get(name): return args[f'eval_ttt_{name}' if april else f'ttt_{name}']
     adapt, muon = get('entropy_adapt'), get('muon')
@@ -214,7 +214,7 @@ def _replay_config(args: Mapping[str, Any]) -> TTTConfig:
 
 
 def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
-    "Score-first adaptation of #1406: Muon-style or SGD, with fixed or entropy-adaptive epochs."
+    "Compare score-first adaptation of #1406: Muon-style or SGD, with fixed or entropy-adaptive epochs."
     model, table = model_of(z).eval(), _table(z, 'lut_base_bytes', 'lut_leading_space', 'lut_boundary')
     for case, facts in z.config()['cases'].items():
         args, tokens, at = facts['args'], z['tokens'][:facts['num_tokens']], f'{case}/'
@@ -240,7 +240,7 @@ def _replay_ttt_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _sums(z: Vectors, model: Model, prefix: str, muon: bool) -> Iterator[Comparison]:
-    "Sums of weights after adaptation: bounded like the weights themselves."
+    "Compare sums of weights after adaptation: bounded like the weights themselves."
     for name, ref, _ in reference_items(model, z.pr()):
         if (array := f'{prefix}{name}') not in z: continue
         value = ref.detach().double()
@@ -250,7 +250,7 @@ def _sums(z: Vectors, model: Model, prefix: str, muon: bool) -> Iterator[Compari
 
 # %% ../../nbs/interop/07_vectors_scoring.ipynb #c83a396a
 def _prequant_case(z: Vectors) -> Iterator[Comparison]:
-    "Pre-quantization training of #1406, which is not legal."
+    "Compare pre-quantization training of #1406, which is not legal."
     args, model = z.config()['args'], model_of(z)
     chosen = ValidationTraining(
         args['ttt_lr'], args['ttt_epochs'], args['ttt_batch_seqs'], args['ttt_grad_clip'],

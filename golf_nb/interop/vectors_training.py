@@ -111,7 +111,7 @@ def gradients_from(
 
 
 def _owners(run: Run, pr: int) -> list[list[str]]:
-    "The original's names of the parameters in each group of the optimizers."
+    "List the original's names of the parameters in each group of the optimizers."
     names = {p: name for name, p in run.model.named_parameters()}
     groups = [[names[p] for p in group['params']] for o in run.optimizers for group in o.param_groups]
     kept = {place.name: place.parts[0][0] for place in places(run.model, pr) if place.parts}
@@ -187,7 +187,7 @@ def _all_steps(run: Run, clocks: Sequence[Clock]) -> tuple[list[float], list[flo
 
 
 def _train_steps_case(z: Vectors) -> Iterator[Comparison]:
-    "Three steps of everything that #927 and #341 train."
+    "Compare three steps of everything that #927 and #341 train."
     c, pr = z.config(), z.pr()
     hyper, scales, model = c['hyper'], z['lr_scale'].tolist(), c['model']
     # a clock and a rule that give the multipliers which the file holds
@@ -244,7 +244,7 @@ def _follow(run: Run, steps: int) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/interop/05_vectors_training.ipynb #241212a0
 def _looped_run_case(z: Vectors) -> Iterator[Comparison]:
-    "A whole small run of #1493."
+    "Compare a whole small run of #1493."
     c, rounded = z.config(), str(z['cfg/newton_schulz_dtype']) != 'float32'
     optim = recipe(1493, c, batched=False, ns_dtype='bf16' if rounded else 'fp32')
     data = dict(seq_len=c['train_seq_len'], batch_tokens=c['train_batch_tokens'],
@@ -270,7 +270,7 @@ def _looped_run_case(z: Vectors) -> Iterator[Comparison]:
 
 
 def _ends(z: Vectors, run: Run, twin: Run, rounded: bool) -> Iterator[Comparison]:
-    "The last weights and their running mean, and what they score."
+    "Compare the last weights and their running mean, and what they score."
     for end in ('raw', 'ema'):
         if end == 'ema':
             for one in (run, twin): one.averages['ema'].copy_to(one.model)
@@ -398,7 +398,7 @@ def _artifact(z: Vectors, pr: int) -> dict[str, Tensor]:
 
 
 def _no_bytes(ours: RecordedRun) -> ByteTable:
-    "A table for scores in nats only."
+    "Make a table for scores in nats only."
     return ByteTable(*(np.zeros(ours.model['vocab_size'], kind) for kind in (np.int16, bool, bool)))
 
 
@@ -431,7 +431,7 @@ def _mean_and_dttt(ours: RecordedRun) -> Model:
 
 
 def _after_1406(z: Vectors, ours: RecordedRun) -> list[float]:
-    "Losses of calibration, of the artifact, and of its adaptation while it is scored (#1406)."
+    "Compute the losses of calibration, of the artifact, and of its adaptation while it is scored (#1406)."
     s = ours.settings
     final = from_reference(1406, z.beside('e2e_final').under('final/'), ours.model).eval()
     flat = first_visits(final.config.schedule, 1)

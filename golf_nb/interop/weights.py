@@ -81,7 +81,7 @@ def _settings(
 
 # %% ../../nbs/interop/00_weights.ipynb #9f8ce91e
 def _cycle(s: dict[str, Any]) -> dict[str, Any]:
-    "#927: blocks in a cycle. XSA is a flag on the shared block, and the last visit to write it wins."
+    "Translate #927: blocks in a cycle; XSA is a flag on the shared block, and the last writer wins."
     loops, blocks, head_dim = s['num_loops'], s['num_blocks'], s['model_dim']//s['num_heads']
     order = [v % blocks for v in range(loops)]
     last_visit = {block: v for v, block in enumerate(order)}
@@ -95,7 +95,7 @@ def _cycle(s: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hybrid(s: dict[str, Any]) -> dict[str, Any]:
-    "#341: unshared blocks at both ends, a cycle between; each virtual layer has its own scales and gains."
+    "Translate #341: own blocks at both ends, a cycle between, scales and gains by virtual layer."
     entry, shared = s['num_entry_layers'], s['num_shared_blocks']
     middle = [*range(entry, entry + shared)]
     order = [*range(entry), *s['num_loops']*middle]
@@ -105,14 +105,14 @@ def _hybrid(s: dict[str, Any]) -> dict[str, Any]:
 
 
 def _universal(s: dict[str, Any]) -> dict[str, Any]:
-    "#1640: all blocks, repeated; FiLM before each visit, skips after it."
+    "Translate #1640: all blocks, repeated; FiLM before each visit, skips after it."
     order = s['recurrence_steps']*[*range(s['num_unique_blocks'])]
     return dict(schedule=from_order(order, film=True, site='after'), activation='leaky2',
                 bigram=Bigram(s['bigram_buckets'], None, '1640'), init=Init(linear='uniform', side_std=.005))
 
 # %% ../../nbs/interop/00_weights.ipynb #ce6a9b97
 def _replay(s: dict[str, Any]) -> dict[str, Any]:
-    "#1406: a U-Net, then some layers repeated; these keep their XSA and their value embedding's scale."
+    "Translate #1406: a U-Net, then some layers again, with their XSA and value embedding's scale."
     layers, D = s['num_layers'], s['model_dim']
     order = [*range(layers), *(s['recur_layers'] or ())]
     xsa = [v for v, block in enumerate(order) if block >= layers - s['xsa_last_n']]
@@ -129,7 +129,7 @@ def _replay(s: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loop3(s: dict[str, Any]) -> dict[str, Any]:
-    "#1493: once looping is on, some layers of a U-Net run several times; gates, parallel blocks at the end."
+    "Translate #1493: a U-Net in which some layers loop once that is on; gates, parallel blocks at the end."
     layers, first, last = s['num_layers'], s['loop_start'], s['loop_end']
     if not 0 <= first <= last < layers: raise ValueError(f'there are no layers {first}..{last} to loop')
     times = s['num_loops'] + 1 if s['looping_active'] else 1
@@ -245,13 +245,13 @@ _GROUPS = {'entry_layers': 'entry_blocks', 'shared_blocks': 'shared_blocks', 'ex
 
 
 def _group_names(*counts: int) -> list[str]:
-    "What #341 calls its entry, shared, and exit blocks, in our order."
+    "List what #341 calls its entry, shared, and exit blocks, in our order."
     groups = zip(_GROUPS.values(), counts, strict=True)
     return [f'{group}.{i}' for group, count in groups for i in range(count)]
 
 
 def _block_names(model: Model, pr: int) -> list[str]:
-    "What the original calls our blocks; in #341 those that run several times are the shared ones."
+    "List what the original calls our blocks; in #341 those that run several times are the shared ones."
     blocks, order = len(model.blocks), model.config.schedule.order
     if hasattr(model, 'reference_blocks'): return model.reference_blocks
     if pr != 341: return [f'{"shared_blocks" if pr == 927 else "blocks"}.{i}' for i in range(blocks)]
@@ -354,12 +354,12 @@ class Assembled:
         self.place, self.pieces = place, {name: parameters[name] for name, _ in place.parts}
 
     def detach(self) -> Tensor:
-        "The value, in the original's shape."
+        "Assemble the value, in the original's shape."
         return self.place.read({name: p.detach() for name, p in self.pieces.items()})
 
     @property
     def grad(self) -> Tensor | None:
-        "The gradient, in the original's shape; None before the first backward pass."
+        "Assemble the gradient, in the original's shape; None before the first backward pass."
         if all(p.grad is None for p in self.pieces.values()): return None
         def grad(p): return torch.zeros_like(p) if p.grad is None else p.grad
         return self.place.read({name: grad(p) for name, p in self.pieces.items()})
@@ -407,7 +407,7 @@ def _linear(w: Tensor): w.copy_(nn.Linear(w.shape[1], w.shape[0], bias=False).we
 
 # %% ../../nbs/interop/00_weights.ipynb #7e133b20
 def _draw_1640(out: dict[str, Tensor], ours: ModelConfig, std: float):
-    "#1640: constructors draw first, then the tables again; projections end at zero."
+    "Draw as #1640: constructors first, then the tables again; projections end at zero."
     for name in ('tok_emb.weight', 'bigram_emb.weight'): out[name].normal_()
     for i in range(ours.schedule.blocks):
         for part in MATRICES.values(): _linear(out[f'blocks.{i}.{part}.weight'])
@@ -419,7 +419,7 @@ def _draw_1640(out: dict[str, Tensor], ours: ModelConfig, std: float):
 
 
 def _draw_1406(out: dict[str, Tensor], ours: ModelConfig, std: float):
-    "#1406: constructors draw first; then orthogonal banks, and side projections if both sides are >= 64."
+    "Draw as #1406: constructors; then orthogonal banks, and side projections if both sides are >= 64."
     for name in ('tok_emb', 'bigram.embed', 'bigram.proj', 've_shared.embed', 've_shared.proj'):
         if (w := out.get(f'{name}.weight')) is None: continue
         if name.endswith('proj'): _linear(w)
