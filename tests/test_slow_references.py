@@ -15,12 +15,16 @@ FORWARDS = [
     (341, 'forward'), (341, 'forward_b'), (1640, 'forward'), (1640, 'forward_qat'),
     (1406, 'forward'), (1406, 'forward_norecur'), (1406, 'forward_qat'),
     (1493, 'forward'), (1493, 'forward_norecur')]
+FILES = [f'pr{pr}/{name}' for pr, name in FORWARDS]    # some of them are in tests/vectors
 QAT = [case for case in FORWARDS if 'qat' in case[1]]
 
 
 def vectors(reference, pr, name):
-    "All arrays of one file."
-    with np.load(reference/f'pr{pr}'/f'{name}.npz', allow_pickle=False) as z: return dict(z)
+    "All arrays of one file, with the weights that it shares with another."
+    with np.load(reference/f'pr{pr}'/f'{name}.npz', allow_pickle=False) as z: arrays = dict(z)
+    if 'param_from' not in arrays: return arrays
+    shared = vectors(reference, pr, str(arrays.pop('param_from')))
+    return arrays | {name: a for name, a in shared.items() if name.startswith('param/')}
 
 
 def part(z, prefix):
@@ -59,8 +63,15 @@ def bf16(x):
 
 # -- Against the recorded vectors ------------------------------------------------------------------------
 
-@pytest.mark.parametrize('pr,name', FORWARDS)
-def test_logits_and_loss(reference, pr, name):
+def system_of(file):
+    "The number and the name: of 'pr927/forward', 927 and 'forward'."
+    folder, name = file.split('/')
+    return int(folder.removeprefix('pr')), name
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_logits_and_loss(reference, name):
+    pr, name = system_of(name)
     z = vectors(reference, pr, name)
     got = run(pr, z)
     assert got['logits'].dtype == np.float64
@@ -91,8 +102,9 @@ def test_stream(reference, pr, name):
         if key in z: close(got['x0'], z[key], 2e-6)
 
 
-@pytest.mark.parametrize('pr,name', FORWARDS)
-def test_names_and_shapes(reference, pr, name):
+@pytest.mark.parametrize('name', FILES)
+def test_names_and_shapes(reference, name):
+    pr, name = system_of(name)
     z = vectors(reference, pr, name)
     assert SLOW[pr].shapes(config_of(z)) == {name: a.shape for name, a in part(z, 'param/').items()}
 
