@@ -453,12 +453,18 @@ def hidden_in_a_closure():
     return Inside()
 
 
+def maker_with_the_text():
+    "A function that makes a predictor, and has the text in its closure."
+    words = text(0)
+    return lambda: Holds(words[20:])
+
+
 HOLDERS = {
     'closure': hidden_in_a_closure,
     'stream': lambda: Holds(Stream(text(0), BYTES)),
     'list of tensors': lambda: Holds({'a': [torch.tensor(text(0))]}),
     'numbers': lambda: Holds(tuple(text(0).tolist())),
-    'made later': lambda: lambda: Holds(text(0)[20:]),
+    'made later': maker_with_the_text,
 }
 
 

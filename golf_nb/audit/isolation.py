@@ -308,7 +308,7 @@ def _reset_random():
 
 # %% ../../nbs/audit/04_isolation.ipynb #bebce95f
 def _in_fork(task: Callable[[], None], guard: Guard) -> int:
-    "Fork; the child runs `task` in a thread of its own and exits. Returns the child's id."
+    "Fork a child that runs `task` in a thread of its own and exits; return its id."
     with warnings.catch_warnings(), guard.forking():
         warnings.simplefilter('ignore')       # about forking with other threads; the child uses none
         sys.stdout.flush()
@@ -326,7 +326,7 @@ def _in_fork(task: Callable[[], None], guard: Guard) -> int:
 
 
 def _finishes_in_fork(task: Callable[[], None], guard: Guard) -> bool:
-    "Run `task` in a fork; did it finish? A pipe says so, since any code can exit with any status."
+    "Run `task` in a fork, and learn by a pipe whether it finished: any code can exit with any status."
     read, write = os.pipe()
     def report_done():
         task()

@@ -205,7 +205,7 @@ def _learning_rows(case: Case) -> list[Row]:
     changes = base.changes + [f'row {p} differs when asked again' for p in repeats[:1]]
     rows = [Row('C3 frozen while scoring', verdict_of(bool(changes), len(base.before) > 0),
                 f'{len(changes)}: the state changed {changes[0]}' if changes else
-                f'{len(base.before)} chunks, state sealed around each; {asked} asked twice')]
+                f'{len(base.before)} chunks, equal state before and after each; {asked} asked twice')]
     if not case.sound:
         why = 'two equal runs are needed first'
         return rows + [Row(name, 'undecided', why) for name in ('C3 learns from the revealed',
@@ -217,7 +217,7 @@ def _learning_rows(case: Case) -> list[Row]:
              first_difference(base, delayed, case.cuts[late] - 1),
              *(['state while nothing was revealed'] if len(set(silent.before)) > 1 else []), *silent.changes]
     wrong = [line for line in wrong if line]
-    evidence = 'first chunk and unlearned run as before; a suppressed reveal changes later chunks only'
+    evidence = 'without reveals nothing is learned; a reveal that is left out changes later chunks only'
     if silent.error: evidence += f'; without reveals it stops: {silent.error}'[:120]
     rows.append(Row('C3 learns from the revealed', verdict_of(bool(wrong)), wrong[0] + ' differs' if wrong
                     else evidence))
@@ -277,8 +277,7 @@ def _agree(party: Party, stream: Stream) -> tuple[str, Stream, Pass]:
 
 # %% ../../nbs/audit/06_protocol.ipynb #a0060006
 def audit(
-    # a predictor, its class, a function that makes one, 'module:function', or a Party
-    predictor: Any,
+    predictor: Any,          # a predictor, its class, a function that makes one, 'module:function', or Party
     stream: Stream,          # the text to judge it on
     *,
     artifact: Any = None,    # what `start` gets: a path, bytes, or None
