@@ -328,9 +328,10 @@ def draw_verdicts(
     axes.set_xticks(range(len(pages)), [page.name for page in pages], rotation=90, fontsize=8.5)
     judged = [verdict for _, _, verdict in found if verdict not in (NOT_RUN, TOO_FEW)]
     axes.set(yticks=[], ylabel='predictions', ylim=(-1, None))
+    came, wrong, undecided = (judged.count(verdict) for verdict in (SUPPORTED, CONTRADICTED, UNDECIDED))
     waiting = f'; {len(found) - len(judged)} are not judged yet'*(len(judged) < len(found))
-    entitle(axes.figure, f'{judged.count(SUPPORTED)} of {len(judged)} predictions came true',
-            f'{judged.count(CONTRADICTED)} are contradicted, {judged.count(UNDECIDED)} have no evidence{waiting}')
+    entitle(axes.figure, f'{came} of {len(judged)} predictions came true',
+            f'{wrong} are contradicted, {undecided} have no evidence{waiting}')
     axes.figure.legend(ncols=2, loc='outside lower center')
     return axes
 

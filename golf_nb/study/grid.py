@@ -337,7 +337,8 @@ def run_job(
         for name, chosen in missing(job.after, options).items():
             begin = time.monotonic()
             measured[_function(name)] = named_function(name)(job.folder, **chosen)
-            for known in [known for known in options if _function(known) == _function(name)]: del options[known]
+            replaced = [known for known in options if _function(known) == _function(name)]
+            for known in replaced: del options[known]
             options[name] = chosen
             record['measure_seconds'] += time.monotonic() - begin
             _write(job.record, record | {'partial': True})     # kept, should the next one fail
