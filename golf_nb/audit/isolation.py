@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .holdings import _INSTALLED, _found_in, _needles, channels, holdings
-from .stream import _STREAMS, AuditError, RowError, Stream, fingerprint
+from .holdings import INSTALLED, channels, found_in, holdings, rare_stretches
+from .stream import STREAMS, AuditError, RowError, Stream, fingerprint
 
 # %% ../../nbs/audit/04_isolation.ipynb #35e45fc8
 _CODE = ('.py', '.pyc', '.so', '.pyd', '.dll', '.dylib')
@@ -70,8 +70,8 @@ def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None, importing:
     if full == '/dev/null': return True
     if writes: return False
     if artifact and (full == artifact or full.startswith(artifact + os.sep)): return True
-    code = full.endswith(_CODE) and (importing or full.startswith(_INSTALLED) or _is_loaded_source(full))
-    code = code or full in _ZIPS or (full.startswith(_INSTALLED) and '.dist-info' + os.sep in full)
+    code = full.endswith(_CODE) and (importing or full.startswith(INSTALLED) or _is_loaded_source(full))
+    code = code or full in _ZIPS or (full.startswith(INSTALLED) and '.dist-info' + os.sep in full)
     return code or full.startswith(_MACHINE) or _PROCESS.fullmatch(full) is not None
 
 # %% ../../nbs/audit/04_isolation.ipynb #014551a7
@@ -86,7 +86,7 @@ def _callers() -> Iterator[types.CodeType]:
 
 def _is_own(code: types.CodeType) -> bool:
     "Is this the predictor's own code, and no library's?"
-    return not _real(code.co_filename).startswith(_INSTALLED) and not code.co_filename.startswith('<frozen')
+    return not _real(code.co_filename).startswith(INSTALLED) and not code.co_filename.startswith('<frozen')
 
 
 def _asks_itself(event: str = '') -> bool:
@@ -143,7 +143,7 @@ class Guard:
             if _may_open(*args[:3], self.artifact, self.importing): return ''
             event = f'open {args[0]}'
         if not _in_import(): return event
-        if event.startswith('open ') and _real(os.fsdecode(args[0])).startswith(_INSTALLED): return ''
+        if event.startswith('open ') and _real(os.fsdecode(args[0])).startswith(INSTALLED): return ''
         raise PermissionError(f'the auditor does not allow: {event[:200]}')   # not recorded
 
     def changed(self) -> str:
@@ -285,7 +285,7 @@ _TORCH_SEED = 67280421310721   # torch's seed in a fresh process
 def _forget_parent(read: int, write: int):
     "Make a forked process forget its parent: tokens, files, threads, random numbers."
     os.setpgid(0, 0)                          # its own group, to be ended with all that it forked
-    for stream in list(_STREAMS): stream.wipe()
+    for stream in list(STREAMS): stream.wipe()
     tempfile.gettempdir()                     # writes once to find it; libraries need it when imported
     quiet = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2): os.dup2(quiet, fd)
@@ -366,7 +366,7 @@ def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
             if changed := server.guard.changed(): server.guard.refusals.append(changed)
             breaches = [line for stream in sealed for line in stream.breaches]
             libraries = [name for name, module in list(sys.modules.items()) if name not in known
-                         and str(getattr(module, '__file__', '') or '').startswith(_INSTALLED)]
+                         and str(getattr(module, '__file__', '') or '').startswith(INSTALLED)]
             return _send(write, {'refusals': server.guard.refusals, 'breaches': breaches,
                                  'libraries': libraries})
         if head['op'] == 'probe':
@@ -383,12 +383,12 @@ def _zygote(given: Any, artifact: Any, read: int, write: int):
     "Fork a process for each run, and report how it ended."
     _forget_parent(read, write)
     _audit_opens()
-    sealed = list(_STREAMS)
+    sealed = list(STREAMS)
     guard = Guard(_real(artifact) if isinstance(artifact, str | Path) else None)
     sys.addaudithook(guard.hook)
     if isinstance(given, str): given = _imported(given, guard)
     def reply(head, needles):
-        _send(write, {'copy': _found_in(given, list(zip(head['starts'], needles, strict=True)), 'predictor'),
+        _send(write, {'copy': found_in(given, list(zip(head['starts'], needles, strict=True)), 'predictor'),
                       'channel': channels(given)})
     while True:
         try: head, arrays = _receive(read)
@@ -466,7 +466,7 @@ class Party:
     def search(self, stream: Stream) -> tuple[str, str]:
         "Find a copy of the text, or a hidden channel; a named predictor is searched in its own process."
         if not isinstance(self.given, str): return holdings(self.given, stream), channels(self.given)
-        needles = _needles(stream)
+        needles = rare_stretches(stream)
         try: found, _ = self.ask('search', *(part for _, part in needles), starts=[at for at, _ in needles])
         except PredictorError: return '', ''
         return found['copy'], found['channel']

@@ -18,19 +18,18 @@ from golf_nb.audit.probes import (
     Pass,
     Prober,
     Swapper,
-    _chunks,
-    _surprising,
     first_difference,
     foreknowledge,
     random_cuts,
     run,
+    surprising,
     undeclared_effects,
 )
 
 from ..tokenizer import Tokenizer
 from .holdings import holdings
 from .isolation import KINDS, Party
-from .stream import RowError, Stream, UnrevealedError, _other, bytes_row, flipped, unscored_copy
+from .stream import RowError, Stream, UnrevealedError, bytes_row, flipped, replace_tokens, unscored_copy
 from .verdict import Report, Row, verdict_of
 
 # %% ../../nbs/audit/06_protocol.ipynb #136be897
@@ -58,7 +57,7 @@ class Case:
     @property
     def narrow(self) -> bool:
         "Is each chunk one position, whose token no row could see?"
-        return all(hi - lo == 1 for lo, hi in _chunks(self.base))
+        return all(hi - lo == 1 for lo, hi in self.base.chunks)
 
     @property
     def sound(self) -> bool:
@@ -101,7 +100,7 @@ def _promise(case: Case, many: int):
 
 def _whole_flips(case: Case) -> list[tuple[str, str]]:
     "Whole runs on flipped streams: (check, what differed)."
-    chunks = [c for c in _chunks(case.base) if c[1] - c[0] > 2] or _chunks(case.base)
+    chunks = [c for c in case.base.chunks if c[1] - c[0] > 2] or case.base.chunks
     lo, hi = chunks[int(case.rng.integers(len(chunks)))]
     low, high = chunks[len(chunks)//2]
     asked = [('C1 future flip', (lo + hi)//2), ('C1 future flip', high - 1),
@@ -159,7 +158,7 @@ def _access_rows(case: Case, copy: str, channel: str, explained: str) -> list[Ro
 def _provenance_row(case: Case, explained: str) -> Row:
     "C1: is what the predictor knows in advance explained?"
     gain, spread = foreknowledge(case.party, case.stream, case.base, case.rng, case.kind)
-    knows = _surprising(gain, spread)
+    knows = surprising(gain, spread)
     evidence = f'{gain:.2f} nats a token better than with renamed tokens (spread {spread:.2f})'
     if knows and explained: evidence += f'; {explained}'
     elif knows: evidence += ': it was fitted before; to what, only its log and training code can show'
@@ -228,7 +227,7 @@ def _declared_row(case, silent, delayed):
     "Does state that is not declared change a score?"
     middle = case.cuts[len(case.cuts)//2]
     swapper = Swapper(case.party, case.stream, middle)
-    past = _other(case.stream._tokens, case.cuts[0], middle, case.rng, case.stream.vocab)
+    past = replace_tokens(case.stream._tokens, case.cuts[0], middle, case.rng, case.stream.vocab)
     other = case.again(Stream(past, case.stream.byte_table, vocab=case.stream.vocab, first=case.cuts[0]),
                        before_score=swapper)
     results = [undeclared_effects(case.base, silent), undeclared_effects(case.base, delayed),
