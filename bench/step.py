@@ -20,7 +20,7 @@ def kind(event):
     while parent is not None:
         if parent.name.startswith('Optimizer.step'): return 'optimizer'
         parent = parent.cpu_parent
-    if name in ('aten::mm', 'aten::addmm', 'golf_nb::matrix_gradient'): return 'products with weights'
+    if name in ('aten::mm', 'aten::addmm'): return 'products with weights'
     if name == 'aten::bmm': return 'products of attention'
     if name.startswith('golf_nb::attention'): return 'attention on tiles'
     return 'compiled elementwise work' if 'CompiledFxGraph' in name else 'the rest'

@@ -134,15 +134,14 @@ def attention(
     extra: Float[Tensor, "B T KDh"] | None = None,  # value embedding of this visit
     hook=lambda name, x: None,                    # receives named intermediates
     attend=causal_attention,                      # how queries, keys, and values are mixed
-    multiply=linear,                              # how a matrix is applied
     last_n: int | None = None,                    # positions that attend, at the end; None: all
 ) -> Float[Tensor, "B N D"]:
     "Attend, and project the heads' outputs back to the stream."
     T, D = n.shape[1:]
     Dh, first = D // context.config.heads, 0 if last_n is None else T - last_n
     sizes = len(w.q), len(w.k), len(w.v)
-    if not first: q, k, v = multiply(n, torch.cat([w.q, w.k, w.v])).split(sizes, dim=-1)
-    else: q, (k, v) = multiply(n[:, first:], w.q), multiply(n, torch.cat([w.k, w.v])).chunk(2, dim=-1)
+    if not first: q, k, v = linear(n, torch.cat([w.q, w.k, w.v])).split(sizes, dim=-1)
+    else: q, (k, v) = linear(n[:, first:], w.q), linear(n, torch.cat([w.k, w.v])).chunk(2, dim=-1)
     if extra is not None: v = v + extra
     q, k, v = (part.unflatten(-1, (-1, Dh)) for part in (q, k, v))               # (B, T, heads, Dh)
     q = rotate(rms_norm(q), context.cos[first:], context.sin[first:])
@@ -151,7 +150,7 @@ def attention(
     if layer.xsa: y = exclude_self(y, v[:, first:])
     y = y.flatten(-2).to(n.dtype)
     hook('o_in', y)
-    return multiply(y, w.o)
+    return linear(y, w.o)
 
 # %% ../nbs/09_block.ipynb #a4c07172
 def mlp(
@@ -159,14 +158,13 @@ def mlp(
     w: Weights,
     activation: str,                # 'relu2' or 'leaky2'
     hook=lambda name, x: None,      # receives named intermediates
-    multiply=linear,                # how a matrix is applied
 ) -> Float[Tensor, "B T D"]:
     "Apply two matrices with a squared rectifier between: relu(h)^2, or leaky_relu(h, 0.5)^2."
-    h = multiply(n, w.up)
+    h = linear(n, w.up)
     h = F.relu(h) if activation == 'relu2' else F.leaky_relu(h, 0.5)
     h = h*h
     hook('down_in', h)
-    return multiply(h, w.down)
+    return linear(h, w.down)
 
 
 def visit(
@@ -178,16 +176,15 @@ def visit(
     extra: Float[Tensor, "B T KDh"] | None = None,  # value embedding of this visit
     hook=lambda name, x: None,      # receives named intermediates
     attend=causal_attention,        # how queries, keys, and values are mixed
-    multiply=linear,                # how a matrix is applied
     last_n: int | None = None,      # positions whose output is wanted, at the end; None: all
 ) -> Float[Tensor, "B N D"]:
     "Run a block once: residual mix, attention, MLP."
     u = row.mix[0]*x + row.mix[1]*context.x0
     n = rms_norm(u)*row.norm_scale
     hook('attn_in', n)
-    mixed = attention(n, w, row, layer, context, extra, hook, attend, multiply, last_n)
+    mixed = attention(n, w, row, layer, context, extra, hook, attend, last_n)
     if last_n is not None: u, n = u[:, -last_n:], n[:, -last_n:]
     after = u + row.attn_scale*mixed
     if not layer.parallel: n = rms_norm(after)*row.norm_scale
     hook('mlp_in', n)
-    return after + row.mlp_scale*mlp(n, w, context.config.activation, hook, multiply)
+    return after + row.mlp_scale*mlp(n, w, context.config.activation, hook)

@@ -15,7 +15,7 @@ from ..model import PLAIN, Kernels
 from .as_run import AS_RUN
 from .loss import trained_nats
 from .memory import keep_memory, recompute
-from .tiles import attend, load_tiles, trained_linear
+from .tiles import attend, load_tiles
 
 # %% ../../nbs/kernels/05_init.ipynb #652de452
 def compile_parts(
@@ -23,7 +23,7 @@ def compile_parts(
 ) -> Kernels:                       # all compiled; those of training where these were the plain ones
     "Compile a visit, its edges, and the loss. Visits share graphs: a deeper schedule compiles no longer."
     trained = {}
-    if kernels.visit is PLAIN.visit: trained['visit'] = partial(visit, attend=attend, multiply=trained_linear)
+    if kernels.visit is PLAIN.visit: trained['visit'] = partial(visit, attend=attend)
     if kernels.nats is PLAIN.nats: trained['nats'] = trained_nats
     parts = (kernels._asdict() | trained).items()
     compiled = {part: torch.compile(f, dynamic=False) for part, f in parts if part != 'name'}

@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..layers import rms_norm
+from ..layers import linear, rms_norm
 from ..model import nats
-from .tiles import trained_linear
 
 # %% ../../nbs/kernels/02_loss.ipynb #f87edd66
 def trained_nats(
@@ -23,6 +22,6 @@ def trained_nats(
 ) -> Float[Tensor, "B T"]:           # fp32
     "Compute what `nats` does; in bf16 it skips the max subtraction, because the softcap bounds the logits."
     if x.dtype != torch.bfloat16 or softcap > 40: return nats(x, head, softcap, targets)
-    logits = trained_linear(rms_norm(x), head).float()
+    logits = linear(rms_norm(x), head).float()
     capped = softcap - 2*softcap/(1 + torch.exp(logits*(2/softcap)))      # softcap tanh(logits / softcap)
     return capped.exp().sum(-1).log() - capped.gather(-1, targets[..., None])[..., 0]
