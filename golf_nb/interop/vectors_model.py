@@ -119,8 +119,8 @@ def _variants(z: Vectors, model: Model, tokens: Tensor, targets: Tensor) -> Iter
         yield Comparison(name, logits, .22, README)
 
 # %% ../../nbs/interop/03_vectors_model.ipynb #c3d1a7e2
-def _chain(terms: Tensor, start: Tensor | float = 0.) -> Tensor:
-    "Sum over the first dimension, one term after the other."
+def _chain(terms: Tensor, start: Tensor | float = 0.) -> Tensor | float:
+    "Sum over the first dimension, one term after the other; without terms, return `start`."
     return reduce(torch.add, terms, start)
 
 
