@@ -195,10 +195,11 @@ def run_in_processes(
 
 # %% ../../nbs/authoring/00_book.ipynb #cacaea9b
 def parse(
-    argv: Sequence[str] | None = None,  # after `python -m golf_nb.authoring.book`; None: this process's arguments
+    argv: Sequence[str] | None = None,  # words of the command line; None: those of this process
 ) -> argparse.Namespace:
     "Read the command line."
-    parser = argparse.ArgumentParser('python -m golf_nb.authoring.book', description='Run notebooks; write the README.')
+    parser = argparse.ArgumentParser('python -m golf_nb.authoring.book',
+                                     description='Run notebooks; write the README.')
     commands = parser.add_subparsers(dest='command', required=True)
     run = commands.add_parser('run', help='run notebooks and store their outputs')
     run.add_argument('notebooks', nargs='*', type=Path, help='which ones (default: all)')
