@@ -31,6 +31,7 @@ lab: $(READY)  ## Open the notebooks in JupyterLab; what you change there: make 
 	$(VENV)/bin/jupyter lab nbs
 
 again: $(READY)  ## Rerun an experiment and its page: make again PAGE=e01; a toy version in seconds: ARGS=--toy
+	$(if $(PAGE),,$(error name a page: make again PAGE=e01))
 	$(PY) -m golf_nb.study.grid nbs/experiments/$(PAGE).json --again $(ARGS)
 	$(if $(findstring --toy,$(ARGS)),,$(PY) -m golf_nb.study.findings && $(ONE_THREAD) $(PY) -m golf_nb.authoring.book run nbs/experiments/$(PAGE)_*.ipynb)
 

@@ -107,8 +107,8 @@ class Parameters(nn.Module):
             role = parameter_role(name)
             if role == 'control' or name.startswith('blocks.'): continue
             matrices[name] = grid(name, p).to(dtype if role == 'matrix' else p.dtype)
-        anew = getattr(grid, 'per_visit', False)
-        blocks = () if anew else tuple(self.block_weights(i, dtype) for i in range(len(self.blocks)))
+        per_visit = getattr(grid, 'per_visit', False)
+        blocks = () if per_visit else tuple(self.block_weights(i, dtype) for i in range(len(self.blocks)))
         head = matrices['embed' if self.head is None else 'head'].to(dtype)
         return CastWeights(matrices['embed'], head, matrices.get('bigram.table'), matrices.get('bigram.proj'),
                     matrices.get('value_embed.table'), matrices.get('value_embed.proj'), blocks)
@@ -163,14 +163,14 @@ class Model(Parameters):
         context = Context(self.config, *angles, x0)
         extra = self.value_embed and self.value_embed(tokens, cast.value_table, cast.value_proj, dtype)
         if hook: hook(-1, 'x0', x0)
-        outputs, anew = [], getattr(self.grid(), 'per_visit', False)  # a matrix that differs in each visit
+        outputs, per_visit = [], getattr(self.grid(), 'per_visit', False)  # a matrix that differs in each visit
         for v, layer in enumerate(schedule):
             skip = layer.skip
             if skip and skip.site == 'before': x = self.skips(x, outputs[skip.source], skip, kernels.blend)
             x = self.cond.film(x, layer, kernels.modulate)
             if hook: hook(v, 'in', x)
             w = weights[v] if weights is not None else None
-            if w is None: w = self.block_weights(layer.block, dtype) if anew else cast.blocks[layer.block]
+            if w is None: w = self.block_weights(layer.block, dtype) if per_visit else cast.blocks[layer.block]
             embedded = None
             if layer.value_embed is not None: embedded = self.value_embed.scaled(extra, layer.value_embed)
             named = {'hook': lambda name, part, v=v: hook(v, name, part)} if hook else {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOADERS', 'TrainingError', 'Process', 'process_group', 'Run', 'parts_of', 'resolve_config', 'start', 'depths',
-           'schedule_at', 'batch', 'exchange', 'gradients', 'first_not_finite', 'qat_due', 'start_qat', 'noise',
+           'schedule_at', 'batch', 'exchange', 'gradients', 'first_not_finite', 'qat_due', 'start_qat', 'seed_noise',
            'train_step', 'mean_loss']
 
 # %% ../nbs/20_step.ipynb #82122453
@@ -27,8 +27,7 @@ from .data import Dataset, SequentialLoader, ShuffledLoader
 from .layers import DTYPES, computes_bf16
 from .model import Model
 from .optim import Average, Clock, Muon, optimizers, rate_multiplier, set_rates
-from .quant import prepare, qat_plan
-from .runs import run_model
+from .runs import put_on_grid, run_model
 from .schedule import Schedule, first_visits
 
 # %% ../nbs/20_step.ipynb #f019d18f
@@ -78,7 +77,6 @@ class Run:
     seconds: float = 0.               # of training so far, without priming and checkpoints
     finished: bool = False            # is the budget spent?
     losses: list[float] = field(default_factory=list)   # of the steps since the last log line
-    micro_losses: list[Tensor] = field(default_factory=list)  # of this process's part of the last step
     norm: float | None = None         # global L2 norm of the last gradient before it was clipped
     saved: str = 'none was written'   # where the last good checkpoint is
     segments: dict[str, float] = field(default_factory=dict)  # seconds of each part of the run
@@ -197,12 +195,11 @@ def gradients(
     process, clip = run.process, run.config.optim.grad_clip
     mine, together = parts_of(run.config, process)
     parameters, parts = list(run.model.parameters()), mine*process.world
-    total, summed, run.micro_losses = torch.zeros((), device=process.device), [None]*len(parameters), []
+    total, summed = torch.zeros((), device=process.device), [None]*len(parameters)
     for micro in range(mine):
-        noise(run, micro)
+        seed_noise(run, micro)
         loss = run.model.loss(*batch(run), schedule=schedule, dtype=DTYPES[run.config.precision])
         (loss/(together or parts)).backward()
-        run.micro_losses.append(loss.detach())
         total += loss.detach()/parts
         if together and (micro + 1) % together == 0:
             nn.utils.clip_grad_norm_(parameters, clip)
@@ -251,13 +248,12 @@ def qat_due(
 def start_qat(
     run: Run,
 ):
-    "Start quantization-aware training; in precision 'as-run' its rounding is done in bf16."
-    q, dtype = run.config.quant, torch.bfloat16 if run.config.precision == 'as-run' else None
-    prepare(run.model, qat_plan(run.model.named_parameters(), q), q.qat, q.noise, dtype=dtype,
-            only_in_training=not q.qat_eval)
+    "Start quantization-aware training."
+    q = run.config.quant
+    put_on_grid(run.model, run.config, q.qat, only_in_training=not q.qat_eval)
 
 
-def noise(
+def seed_noise(
     run: Run,
     micro: int,                       # micro-batch of this step and process
 ):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checkpoint', 'resume', 'stop_flag', 'agree', 'prime', 'Log', 'keep', 'fit', 'quantized', 'write_result', 'score',
-           'cost', 'finish', 'peak_mib', 'keep_log', 'train']
+           'cost', 'finish', 'peak_mib', 'trim_log', 'train']
 
 # %% ../nbs/21_trainer.ipynb #c6ee144d
 import json
@@ -387,7 +387,7 @@ def peak_mib(
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == 'darwin' else 2**10)
 
 # %% ../nbs/21_trainer.ipynb #14951caf
-def keep_log(
+def trim_log(
     folder: Path,                     # the run directory
     step: int,                        # of the checkpoint
 ):
@@ -418,7 +418,7 @@ def train(
         if not again or not (folder/'config.json').exists():
             write_atomically(folder/'config.json', json.dumps(to_dict(config), indent=1).encode())
     if again and resume(run, folder): say(f'continuing at step {run.step}')
-    if process.first: keep_log(folder, run.step)
+    if process.first: trim_log(folder, run.step)
     if process.first and config.train_on_validation and not again:
         Log(folder/'log.jsonl', say).add({'note': f'{NOT_LEGAL}: will be trained on the validation text'})
     tokens = dataset.val_tokens()

@@ -11,7 +11,7 @@ from golf_nb import trainer
 from golf_nb.data import get_dataset
 from golf_nb.presets import get
 from golf_nb.step import process_group, start
-from golf_nb.trainer import fit, keep_log, prime, resume
+from golf_nb.trainer import fit, prime, resume, trim_log
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('preset')
@@ -57,5 +57,5 @@ with process_group() as process:
         w[100, 0] = torch.nextafter(w[100, 0], torch.tensor(9., dtype=w.dtype))
     prime(run)
     resume(run, chosen.out)
-    if process.first: keep_log(chosen.out, run.step)
+    if process.first: trim_log(chosen.out, run.step)
     fit(run, chosen.out, 3.)

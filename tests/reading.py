@@ -34,11 +34,6 @@ def chapters(root):
     return [path for path in notebooks(root) if re.fullmatch(r'\d\d_\w+', path.stem)]
 
 
-def core(root):
-    "The chapters that are no part of a wing (`nbs/<wing>/NN_name.ipynb`)."
-    return [path for path in chapters(root) if path.parent == root/'nbs']
-
-
 def modules(root):
     "The modules of the package, without what nbdev writes alone: its index, and an empty `__init__`."
     def written(path):

@@ -70,7 +70,8 @@ def not_exported(root):
     "Modules that differ from what the notebooks export; it works on the copy in `root`."
     (root/'golf_nb').rename(root/'committed')
     run('nbdev_export', cwd=root)
-    new, old = ({path.name for path in (root/folder).rglob('*.py')} for folder in ('golf_nb', 'committed'))
+    def files(folder): return {str(path.relative_to(folder)) for path in folder.rglob('*.py')}
+    new, old = files(root/'golf_nb'), files(root/'committed')
     same = lambda name: filecmp.cmp(root/'golf_nb'/name, root/'committed'/name, shallow=False)
     return sorted(new ^ old) + sorted(name for name in new & old if not same(name))
 
@@ -127,6 +128,11 @@ def plant_execution_count(root):
 def plant_stale_module(root): (root/'golf_nb'/'gone.py').write_text('X = 1\n')
 
 
+def plant_stale_module_of_a_wing(root):
+    (root/'golf_nb'/'wing').mkdir()
+    (root/'golf_nb'/'wing'/'low.py').write_bytes((root/'golf_nb'/'low.py').read_bytes())
+
+
 def plant_hand_edit(root): (root/'golf_nb'/'low.py').write_text('X = 2\n')
 
 
@@ -150,6 +156,7 @@ def shown(kind, text): return dict(output_type='display_data', data={kind: [text
     (without_own_ids, plant_twin_ids),
     (not_clean, plant_execution_count),
     (not_exported, plant_stale_module),
+    (not_exported, plant_stale_module_of_a_wing),
     (not_exported, plant_hand_edit),
     (not_exported, plant_cell),
     (machine_paths, plant(printed('saved to /work/x/y.png'))),

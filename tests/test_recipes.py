@@ -15,7 +15,7 @@ import torch
 from reading import one_now
 from safetensors import safe_open
 
-from golf_nb import trainer
+from golf_nb import step, trainer
 from golf_nb.artifact import load, read_header
 from golf_nb.audit import folders
 from golf_nb.layers import compiler
@@ -67,7 +67,7 @@ def losses(folder):
     return {line['step']: line['nats'] for line in read_log(folder/'log.jsonl')}
 
 
-@pytest.mark.parametrize('preset', one_now(RECIPES, 'hybrid'))
+@pytest.mark.parametrize('preset', one_now(RECIPES, 'cycle'))
 def test_a_recipe_in_two_processes_and_after_kill_9(preset, tmp_path):
     "Twenty steps in fp32: two processes within 1e-4, and a run that was killed and resumed bit for bit."
     fitted(preset, tmp_path/'one')
@@ -82,7 +82,8 @@ def test_a_recipe_in_two_processes_and_after_kill_9(preset, tmp_path):
     assert equal(tmp_path/'one', tmp_path/'killed') and losses(tmp_path/'killed') == one
 
 
-@pytest.mark.parametrize('kind', one_now(['tied', 'fresh'], 'fresh'))
+@pytest.mark.long
+@pytest.mark.parametrize('kind', ['tied', 'fresh'])
 def test_noise_is_the_same_in_two_processes_and_after_kill_9(kind, tmp_path):
     "A run that one process begins and two others end: the noise belongs to the step, not to who draws it."
     options = '--qat', kind, '--steps', 8, '--tokens', 512
@@ -149,7 +150,7 @@ def shrunk(preset, source):
         ttt=replace(config.ttt, chunk=1024, epochs=1), eval=replace(config.eval, window=64, stride=32))
 
 
-@pytest.mark.parametrize('preset', one_now([*RECIPES, 'replay-s28', 'replay-s03'], 'loop3'))
+@pytest.mark.parametrize('preset', one_now([*RECIPES, 'replay-s28', 'replay-s03'], 'cycle'))
 def test_a_recipe_goes_all_the_way(preset, speeches, tmp_path):
     "Train, average, calibrate, quantize as the system does, write, score, adapt; all is accounted for."
     config, said = shrunk(preset, speeches), []
@@ -166,6 +167,7 @@ def test_a_recipe_goes_all_the_way(preset, speeches, tmp_path):
     assert report['artifact']['total'] == (tmp_path/'run'/'model.golf').stat().st_size
 
 
+@pytest.mark.long
 def test_training_on_validation_marks_all_it_touches(speeches, tmp_path):
     "It lowers the score, and no output hides that the score is not legal."
     plain = shrunk('hybrid', speeches)
@@ -192,10 +194,10 @@ def test_a_run_ends_within_its_seconds(speeches, tmp_path, monkeypatch):
     def monotonic():
         ticks[0] += 2**-10
         return ticks[0]
-    def slow_step(run, step=trainer.train_step):
-        step(run)
+    def slow_step(run, take=trainer.train_step):
+        take(run)
         ticks[0] += 0.9
-    monkeypatch.setattr(trainer, 'time', SimpleNamespace(monotonic=monotonic))
+    for module in (trainer, step): monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=monotonic))
     monkeypatch.setattr(trainer, 'train_step', slow_step)
     config = replace(shrunk('cycle', speeches), steps=None, seconds=7., reserve=1.)
     cost = trainer.train(config, tmp_path/'run', say=lambda text: None)['cost']

@@ -13,7 +13,7 @@ import torch
 from ..block import visit
 from ..model import PLAIN, Kernels
 from .as_run import AS_RUN
-from .loss import trained_nats
+from .loss import training_nats
 from .memory import keep_memory, recompute
 from .tiles import attend, load_tiles
 
@@ -24,7 +24,7 @@ def compile_parts(
     "Compile a visit, its edges, and the loss. Visits share graphs: a deeper schedule compiles no longer."
     trained = {}
     if kernels.visit is PLAIN.visit: trained['visit'] = partial(visit, attend=attend)
-    if kernels.nats is PLAIN.nats: trained['nats'] = trained_nats
+    if kernels.nats is PLAIN.nats: trained['nats'] = training_nats
     parts = (kernels._asdict() | trained).items()
     compiled = {part: torch.compile(f, dynamic=False) for part, f in parts if part != 'name'}
     return Kernels(name='compiled' if kernels is PLAIN else f'{kernels.name}, compiled', **compiled)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..layers import compiler
-from .attention import trained_attention
+from .attention import training_attention
 
 # %% ../../nbs/kernels/01_tiles.ipynb #481bec6e
 _TILES = r"""
@@ -504,5 +504,5 @@ def attend(
     k: Float[Tensor, "B T K Dh"],      # keys; K divides H
     v: Float[Tensor, "B T K Dh"],      # values
 ) -> Float[Tensor, "B N H Dh"]:        # each position's mix of values at or before it
-    "Attend on tiles where machine, dtype, and head size allow it, else as `trained_attention` does."
-    return tile_attention(q, k, v) if fits(q) else trained_attention(q, k, v)
+    "Attend on tiles where machine, dtype, and head size allow it, else as `training_attention` does."
+    return tile_attention(q, k, v) if fits(q) else training_attention(q, k, v)

@@ -261,14 +261,14 @@ def train_net(
     from golf_nb.model import count_parameters
     from golf_nb.report import artifact_parts, circumstances
     from golf_nb.step import Process, resolve_config, start
-    from golf_nb.trainer import cost, fit, keep_log, prime, resume, write_result
+    from golf_nb.trainer import cost, fit, prime, resume, trim_log, write_result
     if (report := read_record(folder/'report.json')) is not None: return report
     config = resolve_config(config, Process())
     _write(folder/'config.json', to_dict(config))
     dataset = get_dataset(config.data.source, config.model.vocab)
     run = start(config, dataset, Process())
     if resume(run, folder): say(f'continuing at step {run.step}')
-    keep_log(folder, run.step)
+    trim_log(folder, run.step)
     prime(run)
     tokens = dataset.val_tokens()
     bytes_per_token = dataset.byte_table.total(tokens)/(len(tokens) - 1)
