@@ -24,7 +24,7 @@ from .files import sha256, write_atomically
 SPACE = '\u2581'         # how SentencePiece writes a space inside a piece
 BOS = 1                  # the id that starts every document
 MAX_VOCAB = 65_536       # shards store a token in two bytes
-TRAINER_OPTIONS = dict(  # the contest's: PR #1493, spec section f
+TRAINER_OPTIONS = dict(  # the contest's: as in #1493's own code
     model_type='bpe', byte_fallback=True, split_digits=True, normalization_rule_name='nmt_nfkc',
     add_dummy_prefix=False, character_coverage=.999, pad_id=0, bos_id=BOS, eos_id=2, unk_id=3)
 
