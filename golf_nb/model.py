@@ -163,14 +163,16 @@ class Model(Parameters):
         context = Context(self.config, *angles, x0)
         extra = self.value_embed and self.value_embed(tokens, cast.value_table, cast.value_proj, dtype)
         if hook: hook(-1, 'x0', x0)
-        outputs, per_visit = [], getattr(self.grid(), 'per_visit', False)  # a matrix that differs in each visit
+        outputs = []
+        per_visit = getattr(self.grid(), 'per_visit', False)          # a matrix that differs in each visit
         for v, layer in enumerate(schedule):
             skip = layer.skip
             if skip and skip.site == 'before': x = self.skips(x, outputs[skip.source], skip, kernels.blend)
             x = self.cond.film(x, layer, kernels.modulate)
             if hook: hook(v, 'in', x)
             w = weights[v] if weights is not None else None
-            if w is None: w = self.block_weights(layer.block, dtype) if per_visit else cast.blocks[layer.block]
+            if w is None and per_visit: w = self.block_weights(layer.block, dtype)
+            elif w is None: w = cast.blocks[layer.block]
             embedded = None
             if layer.value_embed is not None: embedded = self.value_embed.scaled(extra, layer.value_embed)
             named = {'hook': lambda name, part, v=v: hook(v, name, part)} if hook else {}
