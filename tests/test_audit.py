@@ -81,8 +81,17 @@ WORDS = 'the state of the union is strong and the people of these states are at 
 
 @pytest.fixture(scope='session')
 def sound_run(tmp_path_factory):
-    "A finished run on a small corpus of its own."
-    place = tmp_path_factory.mktemp('run')
+    "A finished run on a small corpus of its own; processes that test side by side share it."
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'sound-run'
+    with locked(place.with_suffix('.lock')):
+        if not (place/'out'/'report.json').exists(): train_sound_run(place)
+    return place
+
+
+def train_sound_run(place):
+    "Train it, in processes of its own."
+    place.mkdir()
     rng = np.random.default_rng(0)
     (place/'texts').mkdir()
     for number in range(20):
@@ -95,7 +104,6 @@ def sound_run(tmp_path_factory):
                str(place/'out')]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'XDG_CACHE_HOME': str(place/'cache')}
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    return place
 
 
 @pytest.fixture
@@ -838,6 +846,7 @@ def test_a_run_without_evidence_is_undecided(gone, run_copy):
     assert report.exit_code == 2 and report.failing() == [], str(report)
 
 
+@pytest.mark.long
 def test_seeds_of_one_experiment(run_copy, tmp_path):
     places = [tmp_path/'seeds'/str(seed) for seed in range(2)]
     for seed, place in enumerate(places):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from reading import one_now
 
 from golf_nb.report import read_log
 from golf_nb.study.grid import toy_text
@@ -143,7 +142,8 @@ def test_the_default_types_stay_close(pair, small, tmp_path):
     assert one.keys() == two.keys() and max(abs(two[step]/one[step] - 1) for step in one) < 1e-2
 
 
-@pytest.mark.parametrize('kills', one_now([1, 10], 1))
+@pytest.mark.long
+@pytest.mark.parametrize('kills', [1, 10])
 def test_killed_at_random_moments(kills, undisturbed, fp32, tmp_path):
     "Killed again and again and resumed each time, a run ends with the same bits as one that was left alone."
     folder = tmp_path/'run'
