@@ -27,6 +27,7 @@ from golf_nb.audit.folders import audit_folder, audit_run, audit_seeds, ledger_r
 from golf_nb.audit.isolation import import_predictor, make_predictor
 from golf_nb.audit.protocol import audit
 from golf_nb.audit.stream import AuditError, Stream
+from golf_nb.files import locked
 
 ZOO = Path(__file__).parent/'zoo'
 EXPECTED = json.loads((ZOO/'expected.json').read_text())
