@@ -158,13 +158,11 @@ class Model(Parameters):
         cast = cast or self.cast_weights(dtype)
         x0 = self.stem(tokens, cast, dtype)
         x = x0.clone()  # one tensor under two names would be compiled as a case of its own
-        head_dim = self.config.dim//self.config.heads
-        angles = rotary_table(tokens.shape[1], head_dim, self.config.rope, x.device)
+        angles = rotary_table(tokens.shape[1], self.config.dim//self.config.heads, self.config.rope, x.device)
         context = Context(self.config, *angles, x0)
         extra = self.value_embed and self.value_embed(tokens, cast.value_table, cast.value_proj, dtype)
         if hook: hook(-1, 'x0', x0)
-        outputs = []
-        per_visit = getattr(self.grid(), 'per_visit', False)          # a matrix that differs in each visit
+        outputs, per_visit = [], getattr(self.grid(), 'per_visit', False)  # other matrices in each visit?
         for v, layer in enumerate(schedule):
             skip = layer.skip
             if skip and skip.site == 'before': x = self.skips(x, outputs[skip.source], skip, kernels.blend)
