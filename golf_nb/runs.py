@@ -92,7 +92,7 @@ def run_model(
     model = build(_model_config(config), device, config.seed, kernels)
     return round_parameters(model) if config.precision == 'as-run' else model
 
-
+# %% ../nbs/16_runs.ipynb #rest0011
 def restore_model(
     config: RunConfig,
     weights: Mapping[str, Tensor],   # all parameters
@@ -130,7 +130,7 @@ def load_model(
     else: weights = load_file(folder/'checkpoint'/'weights.safetensors')
     return restore_model(config, weights, qat, device), config
 
-
+# %% ../nbs/16_runs.ipynb #rest0013
 def compiled_for(
     model: Model,
     config: RunConfig,
