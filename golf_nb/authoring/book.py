@@ -203,7 +203,8 @@ def parse(
     commands = parser.add_subparsers(dest='command', required=True)
     run = commands.add_parser('run', help='run notebooks and store their outputs')
     run.add_argument('notebooks', nargs='*', type=Path, help='which ones (default: all)')
-    run.add_argument('--flags', nargs='*', default=[], help='also run cells with these test flags: slow, gpu')
+    run.add_argument('--flags', nargs='*', default=[], choices=['slow', 'gpu'],
+                     help='also run cells with these test flags: slow, gpu')
     run.add_argument('--workers', type=int, default=2, help='notebooks run in parallel (default: 2)')
     write = commands.add_parser('readme', help='write README.md from the index notebook')
     write.add_argument('--check', action='store_true', help='write nothing; fail if README.md is stale')
