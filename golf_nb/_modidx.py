@@ -1195,6 +1195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'golf_nb.runs.compiled_for': ('runs.html#compiled_for', 'golf_nb/runs.py'),
                               'golf_nb.runs.load_config': ('runs.html#load_config', 'golf_nb/runs.py'),
                               'golf_nb.runs.load_model': ('runs.html#load_model', 'golf_nb/runs.py'),
+                              'golf_nb.runs.open_data': ('runs.html#open_data', 'golf_nb/runs.py'),
+                              'golf_nb.runs.open_run': ('runs.html#open_run', 'golf_nb/runs.py'),
                               'golf_nb.runs.put_on_grid': ('runs.html#put_on_grid', 'golf_nb/runs.py'),
                               'golf_nb.runs.read_config': ('runs.html#read_config', 'golf_nb/runs.py'),
                               'golf_nb.runs.restore_model': ('runs.html#restore_model', 'golf_nb/runs.py'),

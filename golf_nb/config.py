@@ -185,6 +185,8 @@ class DataConfig:
     # 'sotu'; 'sotu-tune', to choose settings on a slice of its training documents; a folder of text files
     # or of shards
     source: str = 'sotu'
+    tokenizer: str | None = None          # a SentencePiece model; None: the one beside shards, or a new one
+    column: str = 'text'                  # of parquet and jsonl files
     # shuffled windows; the stream in order; or #1493's per-process shards
     loader: Literal['shuffled', 'sequential', 'shards'] = 'shuffled'
     seq_len: int = 512                    # tokens of context in training
