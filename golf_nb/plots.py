@@ -38,6 +38,7 @@ COLORS = {
     'lanes': '#AA4499',
     # verdicts
     'supported': '#117733', 'contradicted': '#CC3311', 'no evidence at this scale': '#BBBBBB',
+    'not testable at this scale': '#8899AA',
     'too few seeds so far': '#EECC66', 'not run': '#EEEEEE',
 }
 SAME = {'quantized': 'stored', 'after rounding': 'stored', 'own file': 'stored', 'before rounding': 'float',

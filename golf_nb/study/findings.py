@@ -26,6 +26,7 @@ from scipy import stats
 
 from golf_nb.study.statistics import (
     CONTRADICTED,
+    NOT_HERE,
     SUPPORTED,
     UNDECIDED,
     Interval,
@@ -130,8 +131,11 @@ class Finding:
     say: str                       # the prediction in words
     region: str                    # in numbers
     interval: Interval | None      # what was measured; None: nothing yet
-    verdict: str                   # NOT_RUN, TOO_FEW, SUPPORTED, CONTRADICTED, or UNDECIDED
-    titles: Mapping[str, str] = field(default_factory=dict)   # a sentence for each of the last three
+    verdict: str                   # NOT_RUN, TOO_FEW, SUPPORTED, CONTRADICTED, UNDECIDED, or NOT_HERE
+    titles: Mapping[str, str] = field(default_factory=dict)   # a sentence for each of the last four
+    whose: str = 'ours'            # who says so: 'ours', 'literature', or a submission, e.g. '#927'
+    we: str = 'yes'                # did we expect it? 'yes', 'no', or 'open'
+    not_here: str = ''             # why it cannot be tested at this scale
 
     @property
     def smallest(self) -> float:
@@ -147,14 +151,13 @@ class Finding:
 
     def row(self) -> dict[str, str]:
         "A row of a table."
+        said = {'prediction': self.say, 'whose': self.whose, 'we expected': self.we, 'region': self.region}
         if self.interval is None:
-            return {'prediction': self.say, 'region': self.region, 'measured': '', 'seeds': '0',
-                    'smallest visible': '', 'verdict': self.verdict}
+            return said | {'measured': '', 'seeds': '0', 'smallest visible': '', 'verdict': self.verdict}
         number, seeds = str(self.interval).split(', n = ')
         alike = self.interval.sd == 0             # whole numbers, say: there is no spread to compute with
-        return {'prediction': self.say, 'region': self.region, 'seeds': seeds,
-                'measured': f'{self.interval.mean:+.4f}, all alike' if alike else number,
-                'smallest visible': '' if alike else f'{self.smallest:.4f}', 'verdict': self.verdict}
+        return said | {'measured': f'{self.interval.mean:+.4f}, all alike' if alike else number,
+                'seeds': seeds, 'smallest visible': '' if alike else f'{self.smallest:.4f}', 'verdict': self.verdict}
 
 
 def arms_of(
@@ -178,13 +181,14 @@ def find(
     values, ran = values_of(expect, records) if records else {}, {}
     for record in records: ran.setdefault(record['seed'], set()).add(record['arm'])
     complete = sum(arms_of(expect) <= arms for arms in ran.values())
-    titles = expect.get('titles', {})
+    named = {name: expect[name] for name in ('titles', 'whose', 'we', 'not_here') if name in expect}
     # What is not positive has no logarithm: a seed can have run, and yet give no value.
-    if not values: return Finding(expect['say'], region, None, UNDECIDED if complete else NOT_RUN, titles)
+    if not values: return Finding(expect['say'], region, None, UNDECIDED if complete else NOT_RUN, **named)
     interval = mean_interval(values.values())
     too_few = UNDECIDED if complete >= FEWEST else TOO_FEW
     verdict = judge(interval, above, below) if interval.n >= FEWEST else too_few
-    return Finding(expect['say'], region, interval, verdict, titles)
+    if interval.n >= FEWEST and 'not_here' in expect: verdict = NOT_HERE
+    return Finding(expect['say'], region, interval, verdict, **named)
 
 
 def overall(
@@ -192,7 +196,7 @@ def overall(
 ) -> str:                           # one verdict
     "Combine verdicts into the worst: one contradiction or one gap in the evidence is enough."
     verdicts = [finding.verdict for finding in findings]
-    worst_first = NOT_RUN, TOO_FEW, CONTRADICTED, UNDECIDED
+    worst_first = NOT_RUN, TOO_FEW, CONTRADICTED, UNDECIDED, NOT_HERE
     return next((verdict for verdict in worst_first if verdict in verdicts), SUPPORTED)
 
 # %% ../../nbs/study/05_findings.ipynb #58300066
@@ -234,6 +238,8 @@ class Page:
         "Write the verdict as a heading, and a row for each prediction."
         title, runs = overall(self.findings), len(jobs_of(self.path))
         lines = [f'## Verdict: {title}', '', markdown_table([finding.row() for finding in self.findings])]
+        lines += [f'\n"{finding.say}" {NOT_HERE[0].upper()}{NOT_HERE[1:]}: {finding.not_here}'
+                  for finding in self.findings if finding.verdict == NOT_HERE]
         if len(self.records) < runs: lines += ['', f'{len(self.records)} of {runs} runs are recorded.']
         if self.outdated: lines += ['', f'{self.outdated} records are of other settings and were left out.']
         return Markdown('\n'.join(lines))
@@ -290,7 +296,7 @@ def all_pages(
     for path in sorted(grids.glob('e[0-9][0-9].json')): yield Page(path.stem, results, grids)
 
 
-VERDICTS = SUPPORTED, CONTRADICTED, UNDECIDED, TOO_FEW, NOT_RUN
+VERDICTS = SUPPORTED, CONTRADICTED, UNDECIDED, NOT_HERE, TOO_FEW, NOT_RUN
 
 
 def summary_rows(
@@ -326,10 +332,10 @@ def draw_verdicts(
         named = {'color': COLORS[verdict], 'label': f'{verdict}: {len(own)}'}
         if own: axes.scatter(*zip(*own, strict=True), marker='s', s=60, **named)
     axes.set_xticks(range(len(pages)), [page.name for page in pages], rotation=90, fontsize=8.5)
-    judged = [verdict for _, _, verdict in found if verdict not in (NOT_RUN, TOO_FEW)]
+    judged = [verdict for _, _, verdict in found if verdict not in (NOT_RUN, TOO_FEW, NOT_HERE)]
     axes.set(yticks=[], ylabel='predictions', ylim=(-1, None))
     came, wrong, undecided = (judged.count(verdict) for verdict in (SUPPORTED, CONTRADICTED, UNDECIDED))
-    waiting = f'; {len(found) - len(judged)} are not judged yet'*(len(judged) < len(found))
+    waiting = f'; {len(found) - len(judged)} are not judged'*(len(judged) < len(found))
     entitle(axes.figure, f'{came} of {len(judged)} predictions came true',
             f'{wrong} are contradicted, {undecided} have no evidence{waiting}')
     axes.figure.legend(ncols=2, loc='outside lower center')
