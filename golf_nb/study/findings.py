@@ -157,7 +157,8 @@ class Finding:
         number, seeds = str(self.interval).split(', n = ')
         alike = self.interval.sd == 0             # whole numbers, say: there is no spread to compute with
         return said | {'measured': f'{self.interval.mean:+.4f}, all alike' if alike else number,
-                'seeds': seeds, 'smallest visible': '' if alike else f'{self.smallest:.4f}', 'verdict': self.verdict}
+                       'seeds': seeds, 'smallest visible': '' if alike else f'{self.smallest:.4f}',
+                       'verdict': self.verdict}
 
 
 def arms_of(

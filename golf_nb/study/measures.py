@@ -227,7 +227,8 @@ def predicted_elsewhere(
         parts, gap_by_document = prediction.parts(), (rounded - plain)/math.log(2)/np.maximum(sizes, 1)
         found[str(width)] = {
             'gap': float((rounded - plain).sum()/math.log(2)/sizes.sum()), 'predicted': parts,
-            'curvature': parts['stored'] - parts['first_order'], 'curvature_matrix': prediction.curvature.tolist(),
+            'curvature': parts['stored'] - parts['first_order'],
+            'curvature_matrix': prediction.curvature.tolist(),
             'naive': naive_predictors(model, error, near), 'seconds': seconds,
             'documents': gap_by_document.tolist()}
     return found | {'bytes': sizes.tolist(), 'blocks': list(untied.blocks)}
