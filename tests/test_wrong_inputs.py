@@ -3,7 +3,8 @@ import pytest
 from reading import one_now
 from wrong_inputs import lines, tried, world
 
-SOME = 'train --model.heads 3 --steps 2', 'train --optim.lr 0.1', 'evaluate W/run', 'train --data.source W/twice'
+SOME = ('train --model.heads 3 --steps 2', 'train --optim.lr 0.1', 'evaluate W/run',
+        'train --data.source W/twice --steps 2')
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,5 @@
-"""Wrong inputs, as people typed them: each must end in one line, soon. `python tests/wrong_inputs.py` tries all
-of them one after another and prints a table: exit status, seconds, and what was said."""
+"""Wrong inputs, as people typed them: each must end in one line, soon. `python tests/wrong_inputs.py` tries
+all of them one after another and prints a table: exit status, seconds, and what was said."""
 import json
 import os
 import shutil
@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SMALL = ('--model.dim 32 --model.hidden 64 --model.heads 2 --model.kv-heads 1 --model.vocab 300 --quant.min-numel '
-         '500 --data.seq-len 32 --data.batch-tokens 256 --eval.window 32 --eval.stride 32 --no-compile --steps 3')
+SMALL = """--model.dim 32 --model.hidden 64 --model.heads 2 --model.kv-heads 1 --model.vocab 300 --no-compile
+--quant.min-numel 500 --data.seq-len 32 --data.batch-tokens 256 --eval.window 32 --eval.stride 32 --steps 3"""
 
 # In these lines W is a folder of wrong things (see `prepare`), and RUN a finished run.
 COMMANDS = '''
@@ -80,9 +80,9 @@ train --log-every 0
 train --quant.embed-bits 1
 train --ttt.update sgd --ttt.chunk 0
 train --data.tokenizer W/text.md
-train --data.source W/gap
-train --data.source W/twice
-train --data.source W/stray
+train --data.source W/gap --steps 2
+train --data.source W/twice --steps 2
+train --data.source W/stray --steps 2
 train --precision as-run
 train --unknown
 evaluate RUN --source W/few
@@ -148,9 +148,10 @@ def finished_run(folder, texts):
     "A finished run of a very small net."
     texts.mkdir()
     for i in range(40):
-        (texts/f'{i}.txt').write_text(''.join(f'The river {i} runs past mill {i*k % 7} and field {k}. ' for k in range(40)))
-    subprocess.run([sys.executable, '-m', 'golf_nb.train', *SMALL.split(), '--data.source', texts, '--out', folder],
-                   check=True, capture_output=True)
+        sentences = (f'The river {i} runs past mill {i*k % 7} and field {k}. ' for k in range(40))
+        (texts/f'{i}.txt').write_text(''.join(sentences))
+    places = ['--data.source', texts, '--out', folder]
+    subprocess.run([sys.executable, '-m', 'golf_nb.train', *SMALL.split(), *places], check=True, capture_output=True)
     return folder
 
 
@@ -183,8 +184,8 @@ def words_of(line, W, run):
 def tried(line, W, run):
     "Exit status, seconds, and the lines that were printed."
     begin = time.monotonic()
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    try: done = subprocess.run(words_of(line, W, run), capture_output=True, text=True, env=env, cwd=W, timeout=60)
+    how = dict(capture_output=True, text=True, cwd=W, timeout=60, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    try: done = subprocess.run(words_of(line, W, run), **how)
     except subprocess.TimeoutExpired: return None, 60., ['it goes on']
     said = [text for text in (done.stdout + done.stderr).splitlines() if text.strip()]
     return done.returncode, time.monotonic() - begin, said
