@@ -150,8 +150,8 @@ def finished_run(folder, texts):
     for i in range(40):
         sentences = (f'The river {i} runs past mill {i*k % 7} and field {k}. ' for k in range(40))
         (texts/f'{i}.txt').write_text(''.join(sentences))
-    places = ['--data.source', texts, '--out', folder]
-    subprocess.run([sys.executable, '-m', 'golf_nb.train', *SMALL.split(), *places], check=True, capture_output=True)
+    command = [sys.executable, '-m', 'golf_nb.train', *SMALL.split(), '--data.source', texts, '--out', folder]
+    subprocess.run(command, check=True, capture_output=True)
     return folder
 
 
