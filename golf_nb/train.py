@@ -78,7 +78,8 @@ def refuse_early(
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(f'{path}: not a sound checkpoint: {error}; begin a run with another --out') from None
     now = command.run
-    changed = unlike(before, replace(now, precision=before.precision) if now.precision == 'auto' else now)
+    # Workers that torchrun has restarted have another command line than the run's configuration, e.g. 'auto'.
+    changed = unlike(before, now) if command.resume else []
     if changed: raise ConfigError(f'{path} belongs to another run; it differs in {"; ".join(changed)}')
     if now.steps is not None and now.steps < step:
         raise ConfigError(f'--steps {now.steps}: {step} steps are taken already; give more')

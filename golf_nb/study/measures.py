@@ -40,13 +40,13 @@ from golf_nb.study.compounding import (
 
 from ..artifact import load, save
 from ..config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
-from ..data import Dataset, get_dataset, read_shard
+from ..data import Dataset, read_shard
 from ..evaluate import sliding
 from ..gptq import calibrate, quantize
 from ..layers import DTYPES
 from ..model import Model
 from ..quant import restore
-from ..runs import load_model
+from ..runs import load_model, open_data, open_run
 from ..schedule import Schedule
 from ..ttt import ValidationTraining, score_first, train_on_validation
 
@@ -69,7 +69,7 @@ def validation_text(
     window: int | None = None,         # tokens; None: as the run was scored
 ) -> Text:
     "Cut a run's validation text into rows."
-    data = get_dataset(config.data.source, config.model.vocab)
+    data = open_data(config)
     return text_of(data.val_tokens(), window or config.eval.window, bytes=data.byte_table, rows=rows)
 
 # %% ../../nbs/study/03_measures.ipynb #1d15f223
@@ -252,7 +252,7 @@ def gptq_gaps(
     "Measure E10: gaps after rounding to nearest and after GPTQ with several Hessians."
     model, weights, config = load_pair(folder, bits)
     text, error, schedule = validation_text(config, rows), weight_error(model, weights), model.config.schedule
-    dataset, visits = get_dataset(config.data.source, config.model.vocab), max(schedule.visits) + 1
+    dataset, visits = open_run(folder)[1], max(schedule.visits) + 1
     batches = calibration_text(dataset, config.data.seq_len, calibration_rows).split(16)
     block = _most_visited(schedule)
     carried = transport_weights(model, error, text.rows[:4, :-1], block)
@@ -275,7 +275,7 @@ def adaptation(
 ) -> dict:                            # by bits: 'off', the bpb without; 'gain', what each recipe saves
     "Score a net that learns from what it has already been scored on."
     _, config = load_model(folder, False)
-    dataset, window, found = get_dataset(config.data.source, config.model.vocab), config.eval.window, {}
+    dataset, window, found = open_run(folder)[1], config.eval.window, {}
     stream = dataset.val_tokens()[:tokens]
     named = dict(bytes=dataset.byte_table, dtype=DTYPES[config.precision])
     for width in bits:
@@ -298,7 +298,7 @@ def validation_training(
 ) -> dict:                         # nats per token
     "Train on the text that will be scored, as #1406 did: what is learnt, and what is only remembered?"
     model, config = load_model(folder, False)
-    dataset, dtype = get_dataset(config.data.source, config.model.vocab), DTYPES[config.precision]
+    dataset, dtype = open_run(folder)[1], DTYPES[config.precision]
     stream, window = dataset.val_tokens()[:tokens], config.eval.window
     stream = stream[:(len(stream) - 1)//window*window + 1]
     def nats(net):
@@ -351,7 +351,7 @@ def by_position(
 ) -> dict:                     # nats per token in each part, from its beginning
     "Score by position in the context, windows apart."
     model, config = load_model(folder, False)
-    dataset, window = get_dataset(config.data.source, config.model.vocab), config.eval.window
+    dataset, window = open_run(folder)[1], config.eval.window
     scores = sliding(model, dataset.val_tokens(), window, window, bytes=dataset.byte_table, batch=8,
                      dtype=DTYPES[config.precision])
     place = (scores.position % window)*parts//window
