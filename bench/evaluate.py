@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from beside import DTYPE, matrix_rate, write_record
 
-from golf_nb.data import get_dataset
 from golf_nb.evaluate import sliding
 from golf_nb.kernels import choose
 from golf_nb.model import build, flops_per_token
 from golf_nb.presets import get
+from golf_nb.runs import open_data
 
 PRESETS = 'cycle', 'hybrid', 'universal', 'replay', 'loop3'
 WINDOW, STRIDE, BATCH = 512, 64, 32
@@ -32,7 +32,7 @@ def one(name, tokens, rounds, compiled):
     "Measure one preset with untrained weights: their values do not affect the time."
     config = get(name)
     model = build(config.model, kernels=choose()).eval().requires_grad_(False)
-    data = get_dataset(config.data.source, config.model.vocab)
+    data = open_data(config)
     stream = data.val_tokens()[:tokens + 1]
     few, exact = stream[:WINDOW + BATCH*STRIDE + 1], dict(bytes=data.byte_table, batch=BATCH)
     a, b = (sliding(m, few, WINDOW, STRIDE, **exact).nll for m in (model, Plain(model)))   # in fp32

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from golf_nb.data import get_dataset
 from golf_nb.files import write_atomically
 from golf_nb.presets import get
 from golf_nb.report import circumstances
+from golf_nb.runs import open_data
 from golf_nb.step import Process, start, train_step
 from golf_nb.trainer import prime
 
@@ -25,7 +25,7 @@ def runs(mode, tokens, kinds):
         config = replace(cycle, steps=10_000, compile=mode == 'compiled',
                          quant=replace(cycle.quant, qat=kind.split(',')[0], min_numel=8192),
                          data=replace(cycle.data, batch_tokens=tokens, micro_batches=4))
-        run = start(config, get_dataset(config.data.source, config.model.vocab), Process())
+        run = start(config, open_data(config), Process())
         prime(run)
         yield kind, run
 

@@ -8,9 +8,9 @@ import torch
 from beside import write_record
 from torch.profiler import ProfilerActivity, profile
 
-from golf_nb.data import get_dataset
 from golf_nb.optim import Clock
 from golf_nb.presets import get
+from golf_nb.runs import open_data
 from golf_nb.step import Process, start, train_step
 from golf_nb.trainer import prime
 
@@ -37,7 +37,7 @@ def main():
     chosen = parser.parse_args()
     config = get(chosen.preset)
     config = replace(config, steps=1000, data=replace(config.data, batch_tokens=chosen.tokens))
-    run = start(config, get_dataset(config.data.source, config.model.vocab), Process())
+    run = start(config, open_data(config), Process())
     prime(run)
     late = Clock(900, steps=1000)                         # all visits, on the grid
     train_step(run, late)

@@ -372,7 +372,10 @@ class Command:
     "Train, quantize, score, and report one depth-recurrent language model."
     run: Annotated[RunConfig, tyro.conf.arg(name='')]
     out: Path | None = None      # run directory; default: runs/<preset>-<seed>
-    resume: Path | None = None   # run directory to continue; only checkpoint_seconds may change
+    # run directory to continue; besides a larger budget, only checkpoint_seconds and the place of the data
+    # may change
+    resume: Path | None = None
+    quiet: bool = False          # print nothing but errors
     explain: bool = False        # print what the run would do and cost, and exit
 
 

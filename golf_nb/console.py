@@ -15,7 +15,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -81,12 +81,12 @@ class Console:
     "Where a command speaks: bars on a terminal, lines in a file."
     def __init__(self,
         quiet: bool = False,          # no bars, no lines
-        lines: TextIO | None = None,  # where lines go; None: standard output
+        lines: Any = None,            # a text file, where lines go; None: standard output
     ):
         self.quiet, self.out = quiet, lines
         self.bars = not quiet and sys.stderr.isatty()
 
-    def _stream(self) -> TextIO: return self.out or sys.stdout
+    def _stream(self) -> Any: return self.out or sys.stdout
 
     def say(self, text: str):
         "Print a line that is always of interest, also in a terminal."

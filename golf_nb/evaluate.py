@@ -315,6 +315,7 @@ def main():
     purpose = 'Score the artifact of a finished run on the validation text.'
     parser = argparse.ArgumentParser(prog='python -m golf_nb.evaluate', description=purpose)
     parser.add_argument('folder', type=Path, help='a run directory, e.g. runs/tiny-1337')
+    parser.add_argument('--json', action='store_true', help='print the object, as is always done')
     folder = parser.parse_args().folder
     def bar(batches, total): return tqdm(batches, 'scoring', total, leave=False, disable=None)
     try: scores = score_run(folder, bar)

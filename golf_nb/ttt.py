@@ -527,7 +527,7 @@ def score_run(
 
 def main():
     "Score a run directory with test-time training and add the result to its scores.json."
-    arguments = sys.argv[1:]
+    arguments = [word for word in sys.argv[1:] if word != '--json']     # the object is always printed
     folder = Path(arguments.pop(0)) if arguments and not arguments[0].startswith('-') else None
     try: default = load_config(folder).ttt if folder else TTTConfig()
     except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None

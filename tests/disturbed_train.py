@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from golf_nb import trainer
+from golf_nb.console import run, take_over
 from golf_nb.train import main
 
 begins, add, train_step = [], trainer.Log.add, trainer.train_step
@@ -51,8 +52,9 @@ def logged(log, line):
 
 
 what, *words = os.environ['DISTURB'].split()
+take_over()
 # No file may grow beyond 200 kB.
 if what == 'disk': resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
 if what == 'die': trainer.train_step = die
 else: trainer.Log.add = logged
-main(sys.argv[1:])
+run(lambda: main(sys.argv[1:]))

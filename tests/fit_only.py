@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from golf_nb import trainer
-from golf_nb.data import get_dataset
 from golf_nb.presets import get
+from golf_nb.runs import open_data
 from golf_nb.step import process_group, start
 from golf_nb.trainer import fit, prime, resume, trim_log
 
@@ -51,7 +51,7 @@ if chosen.kill_at:
 torch.use_deterministic_algorithms(True)
 chosen.out.mkdir(parents=True, exist_ok=True)
 with process_group() as process:
-    run = start(config, get_dataset(config.data.source, config.model.vocab), process)
+    run = start(config, open_data(config), process)
     if chosen.nudge:
         w = run.model.embed.data
         w[100, 0] = torch.nextafter(w[100, 0], torch.tensor(9., dtype=w.dtype))

@@ -397,7 +397,7 @@ def test_a_run_directory(tmp_path, monkeypatch, loop):
     class Stub:
         byte_table = TABLE
         def val_tokens(self): return np.arange(100) % 24
-    monkeypatch.setattr('golf_nb.study.measures.get_dataset', lambda source, vocab: Stub())
+    monkeypatch.setattr('golf_nb.study.measures.open_data', lambda config: Stub())
     text = validation_text(config, rows=3)
     assert text.rows.shape == (3, 9) and text.bytes == 48
     assert text.rows[:, 0].tolist() == [0, 8*4 % 24, 8*8 % 24]                     # evenly over twelve rows

@@ -154,8 +154,8 @@ def shrunk(preset, source):
 @pytest.mark.parametrize('preset', [*RECIPES, 'replay-s28', 'replay-s03'])
 def test_a_recipe_goes_all_the_way(preset, speeches, tmp_path):
     "Train, average, calibrate, quantize as the system does, write, score, adapt; all is accounted for."
-    config, said = shrunk(preset, speeches), []
-    report = train(config, tmp_path/'run', say=said.append)
+    config = shrunk(preset, speeches)
+    report = train(config, tmp_path/'run')
     bpb, parts, segments = report['bpb'], load(tmp_path/'run'/'model.golf'), report['cost']['segments']
     assert bpb['pre_quant'] < 8 and abs(bpb['post_quant'] - bpb['pre_quant']) < 0.6
     assert ('ttt' in bpb) == (config.ttt.update != 'off') and 'note' not in report
@@ -172,8 +172,8 @@ def test_a_recipe_goes_all_the_way(preset, speeches, tmp_path):
 def test_training_on_validation_marks_all_it_touches(speeches, tmp_path):
     "It lowers the score, and no output hides that the score is not legal."
     plain = shrunk('hybrid', speeches)
-    honest = train(plain, tmp_path/'honest', say=lambda text: None)
-    report = train(replace(plain, train_on_validation=True), tmp_path/'run', say=lambda text: None)
+    honest = train(plain, tmp_path/'honest')
+    report = train(replace(plain, train_on_validation=True), tmp_path/'run')
     assert report['bpb']['post_quant'] < honest['bpb']['post_quant']
     folder = tmp_path/'run'
     about = json.dumps(read_header(folder/'model.golf')['about'])
@@ -186,7 +186,7 @@ def test_training_on_validation_marks_all_it_touches(speeches, tmp_path):
 def test_a_file_over_its_cap_is_refused_with_what_would_fit(speeches, tmp_path):
     config = replace(shrunk('loop3', speeches), max_bytes=60_000)
     with pytest.raises(TrainingError, match=r'the limit is 60,000. This would fit: .*clip_k'):
-        train(config, tmp_path/'run', say=lambda text: None)
+        train(config, tmp_path/'run')
 
 
 def test_a_run_ends_within_its_seconds(speeches, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_run_ends_within_its_seconds(speeches, tmp_path, monkeypatch):
     for module in (trainer, step): monkeypatch.setattr(module, 'time', SimpleNamespace(monotonic=monotonic))
     monkeypatch.setattr(trainer, 'train_step', slow_step)
     config = replace(shrunk('cycle', speeches), steps=None, seconds=7., reserve=1.)
-    cost = trainer.train(config, tmp_path/'run', say=lambda text: None)['cost']
+    cost = trainer.train(config, tmp_path/'run')['cost']
     assert cost['steps'] == 6 and 5.4 < cost['train_seconds'] < 5.5 and not cost['over_budget']   # not 6.3 s
     row = folders._budget_rows(folders.Evidence(tmp_path/'run'))[1]
     assert row.check == 'budget training' and row.verdict == 'pass', row.evidence

@@ -8,10 +8,9 @@ import pytest
 
 from golf_nb.audit.folders import RunPredictor
 from golf_nb.config import to_dict
-from golf_nb.data import get_dataset
 from golf_nb.evaluate import sliding
 from golf_nb.presets import get
-from golf_nb.runs import load_model
+from golf_nb.runs import load_model, open_data
 from golf_nb.step import Process, start, train_step
 from golf_nb.trainer import write_result
 
@@ -27,7 +26,7 @@ def universal(tmp_path_factory):
         quant=replace(mini.quant, qat_start=0., min_numel=round(mini.quant.min_numel*share**2)),
         optim=replace(mini.optim, ns_dtype='fp32'), data=replace(mini.data, seq_len=64, batch_tokens=256))
     folder = tmp_path_factory.mktemp('universal')
-    run = start(config, get_dataset(config.data.source, config.model.vocab), Process())
+    run = start(config, open_data(config), Process())
     for _ in range(3): train_step(run)
     assert config.quant.qat_eval and run.model.fake_quant is not None
     Path(folder/'config.json').write_text(json.dumps(to_dict(config)))

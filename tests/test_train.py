@@ -26,6 +26,7 @@ DISTURBED = [sys.executable, HERE/'disturbed_train.py']
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run']
 TWO = [*TORCHRUN, '--standalone', '--nproc_per_node=2', *TRAIN[1:]]
 STEPS = ['--steps', '40']
+AGAIN = 'python -m golf_nb.train --resume'
 
 
 @contextmanager
@@ -92,7 +93,8 @@ def undisturbed(fp32, tmp_path_factory):
 
 
 def test_a_run_directory_is_complete(undisturbed):
-    names = {'config.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json', 'report.json', 'plots'}
+    names = {'config.json', 'data.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json', 'report.json',
+             'plots'}
     assert {p.name for p in undisturbed.iterdir()} == names
     report = json.loads((undisturbed/'report.json').read_text())
     assert report['artifact']['total'] == (undisturbed/'model.golf').stat().st_size
@@ -159,8 +161,11 @@ def test_killed_at_random_moments(kills, undisturbed, fp32, tmp_path):
 
 def test_sigterm_saves_and_says_how_to_go_on(undisturbed, fp32, tmp_path):
     folder = tmp_path/'run'
-    said = done([*DISTURBED, *fp32, '--out', folder], tmp_path, DISTURB='stop')
-    assert f'--resume {folder}' in said and max(losses(folder)) == 1
+    with started([*DISTURBED, *fp32, '--out', folder], tmp_path, DISTURB='stop') as run:
+        said, complained = run.communicate()
+    assert run.returncode == 128 + signal.SIGTERM, said + complained
+    assert complained == f'stopped at step 1, which is saved; continue with: {AGAIN} {folder}\n'
+    assert max(losses(folder)) == 1
     done([*TRAIN, '--resume', folder], tmp_path)
     assert weights(folder) == weights(undisturbed)
 

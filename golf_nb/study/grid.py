@@ -256,6 +256,7 @@ def train_net(
     say=print,                 # where messages go
 ) -> dict | None:              # the report; None: asked to stop, the checkpoint is written
     "Train, quantize, and score one net; go on where an earlier process stopped."
+    from golf_nb.console import Console
     from golf_nb.data import get_dataset
     from golf_nb.evaluate import score_run
     from golf_nb.model import count_parameters
@@ -272,7 +273,7 @@ def train_net(
     prime(run)
     tokens = dataset.val_tokens()
     bytes_per_token = dataset.byte_table.total(tokens)/(len(tokens) - 1)
-    if not fit(run, folder, bytes_per_token, say): return None
+    if not fit(run, folder, bytes_per_token, Console(lines=sys.stderr)): return None
     write_result(run, folder)
     scored = score_run(folder)
     report = {'bpb': {name: scored[name] for name in ('pre_quant', 'post_quant')},

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'load_pair', 'validation_text', 'rounding_gaps', 'error_kinds', 'predictions', 'visit_masks',
-           'error_growth', 'state_growth', 'nats_by_document', 'predicted_elsewhere', 'with_passes', 'other_passes',
-           'calibration_text', 'transport_weights', 'gptq_gaps', 'adaptation', 'validation_training', 'containers',
-           'stored_gaps', 'by_position']
+           'error_growth', 'state_growth', 'with_passes', 'other_passes', 'calibration_text', 'transport_weights',
+           'gptq_gaps', 'adaptation', 'validation_training', 'containers', 'stored_gaps', 'by_position']
 
 # %% ../../nbs/study/03_measures.ipynb #beefcf27
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +29,10 @@ from golf_nb.study.compounding import (
     measure_masks,
     measure_prediction,
     measure_rounding,
-    naive_predictors,
     passes,
-    predict,
     round_weights,
     score_text,
     text_of,
-    token_nats,
     transport,
     untie,
     weight_error,
@@ -45,13 +40,13 @@ from golf_nb.study.compounding import (
 
 from ..artifact import load, save
 from ..config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
-from ..data import Dataset, get_dataset, read_shard
+from ..data import Dataset, read_shard
 from ..evaluate import sliding
 from ..gptq import calibrate, quantize
 from ..layers import DTYPES
 from ..model import Model
 from ..quant import restore
-from ..runs import load_model, open_data
+from ..runs import load_model, open_data, open_run
 from ..schedule import Schedule
 from ..ttt import ValidationTraining, score_first, train_on_validation
 
@@ -74,7 +69,7 @@ def validation_text(
     window: int | None = None,         # tokens; None: as the run was scored
 ) -> Text:
     "Cut a run's validation text into rows."
-    data = get_dataset(config.data.source, config.model.vocab)
+    data = open_data(config)
     return text_of(data.val_tokens(), window or config.eval.window, bytes=data.byte_table, rows=rows)
 
 # %% ../../nbs/study/03_measures.ipynb #1d15f223
@@ -189,50 +184,6 @@ def state_growth(
         found[str(width)] = {'gap': gap(untied, text), 'relative_error': float(grown.relative[-1])}
     return {'state': grown.state.tolist(), 'growth': float(grown.state.max()/grown.state[0]), 'gaps': found}
 
-# %% ../../nbs/study/03_measures.ipynb #6465a1c7
-@torch.no_grad()
-def nats_by_document(
-    untied: Untied,
-    text: Text,
-    amounts: Sequence[float],          # of each site's error
-    bos: int,                          # the token that starts a document
-    batch: int = 16,                   # rows of a forward pass
-) -> np.ndarray:                       # (documents,) nats; a target that starts a document counts to it
-    "Sum the nats of each document of a text of consecutive rows."
-    nats = torch.cat([token_nats(untied, rows, amounts) for rows in text.rows.split(batch)])
-    starts = (text.rows[:, 1:].flatten() == bos).long().cumsum(0)
-    return np.bincount(starts.numpy(), nats.double().numpy())
-
-
-def predicted_elsewhere(
-    folder: Path,                      # a finished run
-    bits: Sequence[int],               # of block matrices
-    rows: int = 16,                    # of training text, for the derivatives
-) -> dict:                             # by bits: predicted parts, naive predictors, gaps; and documents
-    "Measure E16: predict the gap on training text, and measure it on the whole validation text."
-    _, config = load_model(folder, artifact=False)
-    data = open_data(config)
-    tokens = np.concatenate([read_shard(path) for path in data.train])
-    near = text_of(tokens, config.eval.window, bytes=data.byte_table, rows=rows)
-    whole, bos, found = validation_text(config), data.tokenizer.bos, {}
-    y, x = whole.rows[:, 1:].flatten().numpy(), whole.rows[:, :-1].flatten().numpy()
-    sizes = np.bincount((y == bos).cumsum(), data.byte_table.token_bytes(y, x))
-    for width in bits:
-        model, weights, _ = load_pair(folder, width)
-        error, begin = weight_error(model, weights), time.perf_counter()
-        untied = untie(model, error)
-        prediction, seconds = predict(untied, near, batch=8), time.perf_counter() - begin
-        plain = nats_by_document(untied, whole, untied.amounts('float'), bos)
-        rounded = nats_by_document(untied, whole, untied.amounts(), bos)
-        parts, gap_by_document = prediction.parts(), (rounded - plain)/math.log(2)/np.maximum(sizes, 1)
-        found[str(width)] = {
-            'gap': float((rounded - plain).sum()/math.log(2)/sizes.sum()), 'predicted': parts,
-            'curvature': parts['stored'] - parts['first_order'],
-            'curvature_matrix': prediction.curvature.tolist(),
-            'naive': naive_predictors(model, error, near), 'seconds': seconds,
-            'documents': gap_by_document.tolist()}
-    return found | {'bytes': sizes.tolist(), 'blocks': list(untied.blocks)}
-
 # %% ../../nbs/study/03_measures.ipynb #d9ddf9a0
 def with_passes(
     schedule: Schedule,        # in which one block runs several times in a row
@@ -301,7 +252,7 @@ def gptq_gaps(
     "Measure E10: gaps after rounding to nearest and after GPTQ with several Hessians."
     model, weights, config = load_pair(folder, bits)
     text, error, schedule = validation_text(config, rows), weight_error(model, weights), model.config.schedule
-    dataset, visits = get_dataset(config.data.source, config.model.vocab), max(schedule.visits) + 1
+    dataset, visits = open_run(folder)[1], max(schedule.visits) + 1
     batches = calibration_text(dataset, config.data.seq_len, calibration_rows).split(16)
     block = _most_visited(schedule)
     carried = transport_weights(model, error, text.rows[:4, :-1], block)
@@ -324,7 +275,7 @@ def adaptation(
 ) -> dict:                            # by bits: 'off', the bpb without; 'gain', what each recipe saves
     "Score a net that learns from what it has already been scored on."
     _, config = load_model(folder, False)
-    dataset, window, found = get_dataset(config.data.source, config.model.vocab), config.eval.window, {}
+    dataset, window, found = open_run(folder)[1], config.eval.window, {}
     stream = dataset.val_tokens()[:tokens]
     named = dict(bytes=dataset.byte_table, dtype=DTYPES[config.precision])
     for width in bits:
@@ -347,7 +298,7 @@ def validation_training(
 ) -> dict:                         # nats per token
     "Train on the text that will be scored, as #1406 did: what is learnt, and what is only remembered?"
     model, config = load_model(folder, False)
-    dataset, dtype = get_dataset(config.data.source, config.model.vocab), DTYPES[config.precision]
+    dataset, dtype = open_run(folder)[1], DTYPES[config.precision]
     stream, window = dataset.val_tokens()[:tokens], config.eval.window
     stream = stream[:(len(stream) - 1)//window*window + 1]
     def nats(net):
@@ -400,7 +351,7 @@ def by_position(
 ) -> dict:                     # nats per token in each part, from its beginning
     "Score by position in the context, windows apart."
     model, config = load_model(folder, False)
-    dataset, window = get_dataset(config.data.source, config.model.vocab), config.eval.window
+    dataset, window = open_run(folder)[1], config.eval.window
     scores = sliding(model, dataset.val_tokens(), window, window, bytes=dataset.byte_table, batch=8,
                      dtype=DTYPES[config.precision])
     place = (scores.position % window)*parts//window

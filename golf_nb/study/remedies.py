@@ -22,10 +22,10 @@ from torch.func import functional_call
 from ..artifact import save
 from ..codecs import entropy_bits
 from ..config import RunConfig
-from ..data import get_dataset, read_shard
+from ..data import read_shard
 from ..model import Model
 from ..quant import Grid, convert, parameter_role, plan_grids, restore
-from ..runs import load_model
+from ..runs import load_model, open_data, open_run
 from .compounding import Text, gap, predict_along, text_of, untie, weight_error
 from .measures import calibration_text, load_pair, validation_text
 
@@ -88,7 +88,7 @@ def training_text(
     rows: int,                         # from the beginning of the training text
 ) -> Text:
     "Read rows of training text, with their bytes."
-    dataset, window = get_dataset(config.data.source, config.model.vocab), config.eval.window
+    dataset, window = open_data(config), config.eval.window
     return text_of(read_shard(dataset.train[0])[:rows*window + 1], window, bytes=dataset.byte_table)
 
 # %% ../../nbs/study/04_remedies.ipynb #d95ff775
@@ -178,7 +178,7 @@ def repair_gaps(
     for width in bits:
         model, weights, config = load_pair(folder, width)
         model.requires_grad_(False)
-        dataset, text = get_dataset(config.data.source, config.model.vocab), validation_text(config, rows)
+        dataset, text = open_run(folder)[1], validation_text(config, rows)
         given = calibration_text(dataset, config.data.seq_len, 8*steps)
         def cost(stored, model=model, text=text):
             return gap(untie(model, weight_error(model, stored)), text)
