@@ -1155,6 +1155,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.presets.PresetError': ('presets.html#preseterror', 'golf_nb/presets.py'),
                                  'golf_nb.presets.PresetError.__str__': ('presets.html#preseterror.__str__', 'golf_nb/presets.py'),
                                  'golf_nb.presets._brief': ('presets.html#_brief', 'golf_nb/presets.py'),
+                                 'golf_nb.presets.check_finished': ('presets.html#check_finished', 'golf_nb/presets.py'),
                                  'golf_nb.presets.differs': ('presets.html#differs', 'golf_nb/presets.py'),
                                  'golf_nb.presets.get': ('presets.html#get', 'golf_nb/presets.py'),
                                  'golf_nb.presets.load_config': ('presets.html#load_config', 'golf_nb/presets.py'),
