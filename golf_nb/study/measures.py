@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['CONTAINERS', 'load_pair', 'validation_text', 'rounding_gaps', 'error_kinds', 'predictions', 'visit_masks',
-           'error_growth', 'state_growth', 'with_passes', 'other_passes', 'calibration_text', 'transport_weights',
-           'gptq_gaps', 'adaptation', 'validation_training', 'containers', 'stored_gaps', 'by_position']
+           'error_growth', 'state_growth', 'nats_by_document', 'predicted_elsewhere', 'with_passes', 'other_passes',
+           'calibration_text', 'transport_weights', 'gptq_gaps', 'adaptation', 'validation_training', 'containers',
+           'stored_gaps', 'by_position']
 
 # %% ../../nbs/study/03_measures.ipynb #beefcf27
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,26 +19,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import Tensor
-
-from golf_nb.study.compounding import (
-    KINDS,
-    CompoundingError,
-    Text,
-    Untied,
-    gap,
-    growth,
-    measure_growth,
-    measure_masks,
-    measure_prediction,
-    measure_rounding,
-    passes,
-    round_weights,
-    score_text,
-    text_of,
-    transport,
-    untie,
-    weight_error,
-)
 
 from ..artifact import load, save
 from ..config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
@@ -48,6 +30,28 @@ from ..model import Model
 from ..quant import restore
 from ..runs import load_model, open_data, open_run
 from ..schedule import Schedule
+from golf_nb.study.compounding import (
+    KINDS,
+    CompoundingError,
+    Text,
+    Untied,
+    gap,
+    growth,
+    measure_growth,
+    measure_masks,
+    measure_prediction,
+    measure_rounding,
+    naive_predictors,
+    passes,
+    predict,
+    round_weights,
+    score_text,
+    text_of,
+    token_nats,
+    transport,
+    untie,
+    weight_error,
+)
 from ..ttt import ValidationTraining, score_first, train_on_validation
 
 # %% ../../nbs/study/03_measures.ipynb #65fe7c81
@@ -183,6 +187,50 @@ def state_growth(
         grown = growth(untied, text.rows[:, :-1])
         found[str(width)] = {'gap': gap(untied, text), 'relative_error': float(grown.relative[-1])}
     return {'state': grown.state.tolist(), 'growth': float(grown.state.max()/grown.state[0]), 'gaps': found}
+
+# %% ../../nbs/study/03_measures.ipynb #6465a1c7
+@torch.no_grad()
+def nats_by_document(
+    untied: Untied,
+    text: Text,
+    amounts: Sequence[float],          # of each site's error
+    bos: int,                          # the token that starts a document
+    batch: int = 16,                   # rows of a forward pass
+) -> np.ndarray:                       # (documents,) nats; a target that starts a document counts to it
+    "Sum the nats of each document of a text of consecutive rows."
+    nats = torch.cat([token_nats(untied, rows, amounts) for rows in text.rows.split(batch)])
+    starts = (text.rows[:, 1:].flatten() == bos).long().cumsum(0)
+    return np.bincount(starts.numpy(), nats.double().numpy())
+
+
+def predicted_elsewhere(
+    folder: Path,                      # a finished run
+    bits: Sequence[int],               # of block matrices
+    rows: int = 16,                    # of training text, for the derivatives
+) -> dict:                             # by bits: predicted parts, naive predictors, gaps; and documents
+    "Measure E16: predict the gap on training text, and measure it on the whole validation text."
+    _, config = load_model(folder, artifact=False)
+    data = open_data(config)
+    tokens = np.concatenate([read_shard(path) for path in data.train])
+    near = text_of(tokens, config.eval.window, bytes=data.byte_table, rows=rows)
+    whole, bos, found = validation_text(config), data.tokenizer.bos, {}
+    y, x = whole.rows[:, 1:].flatten().numpy(), whole.rows[:, :-1].flatten().numpy()
+    sizes = np.bincount((y == bos).cumsum(), data.byte_table.token_bytes(y, x))
+    for width in bits:
+        model, weights, _ = load_pair(folder, width)
+        error, begin = weight_error(model, weights), time.perf_counter()
+        untied = untie(model, error)
+        prediction, seconds = predict(untied, near, batch=8), time.perf_counter() - begin
+        plain = nats_by_document(untied, whole, untied.amounts('float'), bos)
+        rounded = nats_by_document(untied, whole, untied.amounts(), bos)
+        parts, gap_by_document = prediction.parts(), (rounded - plain)/math.log(2)/np.maximum(sizes, 1)
+        found[str(width)] = {
+            'gap': float((rounded - plain).sum()/math.log(2)/sizes.sum()), 'predicted': parts,
+            'curvature': parts['stored'] - parts['first_order'],
+            'curvature_matrix': prediction.curvature.tolist(),
+            'naive': naive_predictors(model, error, near), 'seconds': seconds,
+            'documents': gap_by_document.tolist()}
+    return found | {'bytes': sizes.tolist(), 'blocks': list(untied.blocks)}
 
 # %% ../../nbs/study/03_measures.ipynb #d9ddf9a0
 def with_passes(
