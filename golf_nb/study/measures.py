@@ -20,16 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artifact import load, save
-from ..config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
-from ..data import Dataset, read_shard
-from ..evaluate import sliding
-from ..gptq import calibrate, quantize
-from ..layers import DTYPES
-from ..model import Model
-from ..quant import restore
-from ..runs import load_model, open_data, open_run
-from ..schedule import Schedule
 from golf_nb.study.compounding import (
     KINDS,
     CompoundingError,
@@ -52,6 +42,17 @@ from golf_nb.study.compounding import (
     untie,
     weight_error,
 )
+
+from ..artifact import load, save
+from ..config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
+from ..data import Dataset, read_shard
+from ..evaluate import sliding
+from ..gptq import calibrate, quantize
+from ..layers import DTYPES
+from ..model import Model
+from ..quant import restore
+from ..runs import load_model, open_data, open_run
+from ..schedule import Schedule
 from ..ttt import ValidationTraining, score_first, train_on_validation
 
 # %% ../../nbs/study/03_measures.ipynb #65fe7c81
