@@ -50,9 +50,10 @@ class Phase:
 
     def _new_bar(self) -> Any:
         from tqdm import tqdm
-        look = {'bar_format': _BAR} if self.total else {}
-        return tqdm(total=self.total, desc=self.name, unit=self.unit, leave=False, dynamic_ncols=True,
-                    file=sys.stderr, **look)
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0    # some terminals say 0
+        look = {'dynamic_ncols': True} if known else {'ncols': 80}
+        if self.total: look['bar_format'] = _BAR
+        return tqdm(total=self.total, desc=self.name, unit=self.unit, leave=False, file=sys.stderr, **look)
 
     def at(self,
         done: float,                  # so far, in `unit`
