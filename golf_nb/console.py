@@ -50,8 +50,8 @@ class Phase:
 
     def _new_bar(self) -> Any:
         from tqdm import tqdm
-        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0    # some terminals say 0
-        look = {'dynamic_ncols': True} if known else {'ncols': 80}
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0    # some say 0
+        look = {'dynamic_ncols': True} if known else {'ncols': 80, 'nrows': 24}
         if self.total: look['bar_format'] = _BAR
         return tqdm(total=self.total, desc=self.name, unit=self.unit, leave=False, file=sys.stderr, **look)
 

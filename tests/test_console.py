@@ -62,7 +62,8 @@ def test_lines_in_a_file_and_no_bar(tmp_path):
     (WORK, signal.SIGINT, 130), (WORK, signal.SIGTERM, 143), (IGNORES, signal.SIGINT, 130)])
 def test_a_signal_ends_in_one_line(code, number, status):
     code = code.replace('take_over()\n', "take_over()\nfrom golf_nb import console\nconsole.GRACE = 1.\n", 1)
-    code, pipes = code.replace('range(40)', 'range(400)'), dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    code = code.replace('range(40)', 'range(400)')
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, text=True, **pipes) as process:
         for line in process.stdout:
             if 'training ...' in line: break
@@ -81,7 +82,8 @@ def test_whoever_imports_the_package_keeps_his_signals():
 
 
 def test_the_commands_are_listed():
-    def run(module): return subprocess.run([sys.executable, '-m', module], cwd=ROOT, capture_output=True, text=True)
+    def run(module):
+        return subprocess.run([sys.executable, '-m', module], cwd=ROOT, capture_output=True, text=True)
     said = run('golf_nb')
     assert '  train ' in said.stdout and '  audit ' in said.stdout and not said.stderr and not said.returncode
     for module in ('golf_nb.model', 'golf_nb.study.measures'):
