@@ -368,6 +368,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'golf_nb.audit.stream.bytes_row': ('audit/stream.html#bytes_row', 'golf_nb/audit/stream.py'),
                                       'golf_nb.audit.stream.fingerprint': ('audit/stream.html#fingerprint', 'golf_nb/audit/stream.py'),
                                       'golf_nb.audit.stream.flipped': ('audit/stream.html#flipped', 'golf_nb/audit/stream.py'),
+                                      'golf_nb.audit.stream.other_bytes': ('audit/stream.html#other_bytes', 'golf_nb/audit/stream.py'),
                                       'golf_nb.audit.stream.recount': ('audit/stream.html#recount', 'golf_nb/audit/stream.py'),
                                       'golf_nb.audit.stream.renamed': ('audit/stream.html#renamed', 'golf_nb/audit/stream.py'),
                                       'golf_nb.audit.stream.replace_tokens': ( 'audit/stream.html#replace_tokens',

@@ -89,7 +89,8 @@ def training_text(
 ) -> Text:
     "Read rows of training text, with their bytes."
     dataset, window = get_dataset(config.data.source, config.model.vocab), config.eval.window
-    return text_of(read_shard(dataset.train[0])[:rows*window + 1], window, bytes=dataset.byte_table)
+    stream = read_shard(dataset.train[0])[:rows*window + 1]
+    return text_of(stream, window, bytes=dataset.byte_table.by_piece)
 
 # %% ../../nbs/study/04_remedies.ipynb #d95ff775
 def allocation_gaps(
