@@ -39,11 +39,18 @@ from golf_nb.shards import (
     shard_roles,
     write_shard,
 )
+from golf_nb.tokenizer import (
+    ByteTable,
+    SidecarBytes,
+    Tokenizer,
+    TokenizerError,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 from .console import SILENT, Console, kept, run
 from .corpus import Corpus, DataError, Document, folder_corpus, overlap, read_corpus, sotu
 from .files import locked, sha256, write_atomically
-from .tokenizer import ByteTable, SidecarBytes, Tokenizer, TokenizerError, train_tokenizer
 
 _all_ = ['Corpus', 'DataError', 'Document', 'folder_corpus', 'overlap', 'read_shard', 'sotu', 'write_shard']
 
@@ -131,7 +138,7 @@ def _build(corpus, vocab, tokenizer, key, into, console):
     if tokenizer is None:
         with console.phase(f'{corpus.name}: training a tokenizer of {vocab} pieces'):
             tokenizer = Tokenizer(train_tokenizer([d.text for d in corpus.train], vocab))
-    tokenizer.save(into/'tokenizer.model')
+    tokenizer.save(into/f'tokenizer{tokenizer.suffix}')
     sizes = {}
     for split in ('train', 'val'):
         documents = getattr(corpus, split)
@@ -201,7 +208,7 @@ def _located(source, vocab):
 def _given(tokenizer, vocab):
     "Load the tokenizer that the user names."
     if tokenizer is None: return None
-    try: found = Tokenizer.load(Path(tokenizer).expanduser())
+    try: found = load_tokenizer(tokenizer)
     except TokenizerError as e: raise DataError(f'data.tokenizer: {e}') from None
     if vocab in (None, found.vocab): return found
     raise DataError(f'model.vocab: {vocab} was requested, but data.tokenizer {tokenizer} has {found.vocab}: '
@@ -212,7 +219,7 @@ def get_dataset(
     source: str = 'sotu',         # 'sotu', 'sotu-tune', a file or a folder of documents, or shards
     vocab: int | None = None,     # number of tokens; None: the tokenizer's, or 1024 where one is trained
     cache: Path | None = None,    # where prepared datasets are kept; None: the user's cache folder
-    tokenizer: str | Path | None = None,  # a SentencePiece model; None: beside the shards, or a new one
+    tokenizer: str | Path | None = None,  # a model file, or 'gpt2'; None: beside the shards, or a new one
     column: str = 'text',         # of .jsonl and .parquet files
     console: Console = SILENT,    # where progress is shown
 ) -> Dataset:                     # opened, every header checked
@@ -508,7 +515,7 @@ def main() -> int:                # exit status
         print(fineweb(chosen.vocab, chosen.shards, chosen.into))
         return 0
     shell.add_argument('--vocab', type=int, help='pieces of the tokenizer, as --model.vocab')
-    shell.add_argument('--tokenizer', help='a SentencePiece model, as --data.tokenizer')
+    shell.add_argument('--tokenizer', help="a model file, or 'gpt2', as --data.tokenizer")
     shell.add_argument('--column', default='text', help='of .jsonl and .parquet files, as --data.column')
     chosen = shell.parse_args()
     console = Console()

@@ -19,7 +19,7 @@ from jaxtyping import UInt16
 
 from .corpus import DataError
 from .files import sha256, write_atomically
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/08_shards.ipynb #ff8665d8
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1    # the first two header fields
@@ -206,7 +206,7 @@ def tokenizers_of(
     "List the tokenizers of a folder of shards: beside them, else those of the download."
     folder = folder.resolve()
     for place in (folder, folder.parent/'tokenizers', folder.parent.parent/'tokenizers'):
-        if found := sorted(place.glob('*.model')): return found
+        if found := sorted([*place.glob('*.model'), *place.glob('*.tiktoken')]): return found
     return []
 
 # %% ../nbs/08_shards.ipynb #5aad000d
@@ -215,10 +215,10 @@ def choose_tokenizer(
     vocab: int | None = None,     # its number of pieces; None: unknown
 ) -> Tokenizer:
     "Load the tokenizer that wrote a folder of shards."
-    found = {path: Tokenizer.load(path) for path in tokenizers_of(folder)}
+    found = {path: load_tokenizer(path) for path in tokenizers_of(folder)}
     if not found:
         raise DataError(f'{folder}: no tokenizer (*.model) beside the shards or in tokenizers/ beside '
-                        'datasets/; give the one that wrote the shards: --data.tokenizer PATH')
+                        'datasets/; give the one that wrote the shards: --data.tokenizer PATH, or gpt2')
     size, _, kind = folder.resolve().name.partition('_sp')[2].partition('_')
     name = '_'.join(filter(None, ('fineweb', size, 'bpe', kind)))
     named = [path for path in found if path.stem == name]

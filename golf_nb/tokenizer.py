@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'BOS', 'MAX_VOCAB', 'TRAINER_OPTIONS', 'TokenizerError', 'train_tokenizer', 'Tokenizer', 'DocumentBytes',
-           'document_bytes', 'ByteTable', 'SidecarBytes']
+           'document_bytes', 'ByteTable', 'SidecarBytes', 'ByteTokenizer', 'load_tokenizer']
 
 # %% ../nbs/06_tokenizer.ipynb #2115bebf
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,8 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 # %% ../nbs/06_tokenizer.ipynb #3b791e57
 class Tokenizer:
     "A SentencePiece model that converts text to ids and back."
+    suffix = '.model'                        # of its file
+
     def __init__(self,
         model: bytes,  # a SentencePiece model file with BOS = 1
     ):
@@ -128,7 +132,7 @@ class Tokenizer:
         "Name the model by the first 16 hex digits of its SHA-256."
         return sha256(self.model)[:16]
 
-    @property
+    @cached_property
     def sentinels(self) -> dict[int, str]:
         "Find user-defined pieces of private use characters: marks of a transform that we do not know."
         private = lambda piece: all('\ue000' <= c <= '\uf8ff' for c in piece)
@@ -318,3 +322,73 @@ class SidecarBytes(ByteTable):
     def by_piece(self) -> ByteTable:
         "Return the table for text that has no sidecar."
         return ByteTable(self.base, self.leading_space, self.boundary)
+
+# %% ../nbs/06_tokenizer.ipynb #9b720002
+_GPT2_WORDS = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
+               r"|\s++$|\s+(?!\S)|\s")         # where GPT-2 cuts a text before it merges bytes
+
+
+class ByteTokenizer(Tokenizer):
+    "A byte-level BPE as GPT-2's: pieces are strings of bytes, and the last id begins every document."
+    suffix, has_space, sentinels = '.tiktoken', True, {}
+
+    def __init__(self,
+        model: bytes,  # lines of a byte string in base64 and its rank; 50,256 of them for GPT-2
+    ):
+        try:
+            from tiktoken import Encoding
+        except ModuleNotFoundError:
+            raise TokenizerError('tiktoken is not installed; run: pip install golf_nb[gpt2]') from None
+        try:
+            pairs = [line.split() for line in model.splitlines() if line]
+            ranks = {b64decode(piece, validate=True): int(rank) for piece, rank in pairs}
+        except ValueError: ranks = {}
+        whole = sorted(ranks.values()) == list(range(len(ranks)))
+        if not whole or any(bytes([i]) not in ranks for i in range(256)):
+            raise TokenizerError('model: not a tiktoken file (byte strings in base64 with their ranks)')
+        self.model, self.vocab, self.bos = model, len(ranks) + 1, len(ranks)
+        if self.vocab > MAX_VOCAB:
+            raise TokenizerError(f'model: {self.vocab} pieces; two bytes hold {MAX_VOCAB}')
+        self._pieces = sorted(ranks, key=ranks.get)
+        self._encoding = Encoding('gpt2', pat_str=_GPT2_WORDS, mergeable_ranks=ranks,
+                                  special_tokens={'<|endoftext|>': self.bos})
+
+    def piece_bytes(self, i: int) -> tuple[int, bool] | None:
+        "Count the bytes of a piece; None: it begins a document."
+        return None if i == self.bos else (len(self._pieces[i]), False)
+
+    def encode(self, text: str) -> list[int]:
+        "Convert `text` to ids, without BOS."
+        return self._encoding.encode_ordinary(_utf8(text).decode())
+
+    def decode(self, ids: Iterable) -> str:
+        "Convert the ids of one document to text; BOS has no text."
+        ids = [int(i) for i in ids]
+        if any(not 0 <= i < self.vocab for i in ids):
+            raise TokenizerError(f'ids: an id is outside 0..{self.vocab - 1}')
+        return b''.join(self._pieces[i] for i in ids if i != self.bos).decode(errors='replace')
+
+    def normalize(self, text: str) -> str:
+        "Return `text`: bytes need no normalization."
+        return _utf8(text).decode()
+
+# %% ../nbs/06_tokenizer.ipynb #9b720003
+def load_tokenizer(
+    given: str | Path,     # 'gpt2', or a file: a SentencePiece model, or *.tiktoken
+) -> Tokenizer:
+    "Load a tokenizer by its name or from a file."
+    if str(given) == 'gpt2' and not Path(given).exists(): return ByteTokenizer(_gpt2_ranks())
+    path = Path(given).expanduser()
+    return (ByteTokenizer if path.suffix == ByteTokenizer.suffix else Tokenizer).load(path)
+
+def _gpt2_ranks() -> bytes:
+    "Fetch the vocabulary of GPT-2, which tiktoken keeps for the next time."
+    try:
+        from tiktoken_ext.openai_public import gpt2
+    except ModuleNotFoundError:
+        raise TokenizerError('gpt2: tiktoken is not installed; run: pip install golf_nb[gpt2]') from None
+    try: ranks = gpt2()['mergeable_ranks']
+    except Exception as e:                               # the library raises errors of several packages
+        raise TokenizerError(f'gpt2: its vocabulary could not be fetched ({type(e).__name__}); is there a '
+                             'network? Else give it as a file: --data.tokenizer PATH.tiktoken') from None
+    return b''.join(b'%s %d\n' % (b64encode(piece), rank) for piece, rank in ranks.items())
