@@ -55,7 +55,7 @@ class Corpus:
     @property
     def identity(self) -> dict[str, str]:
         "Hash the texts, and the split; 16 hex digits each."
-        train, val = ([d.digest for d in part] for part in (self.train, self.val))
+        train, val = (sorted(d.digest for d in part) for part in (self.train, self.val))
         return {'corpus': sha256('\n'.join(sorted(train + val)).encode())[:16],
                 'split': sha256('\n'.join([*train, '', *val]).encode())[:16]}
 

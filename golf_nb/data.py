@@ -122,7 +122,8 @@ def _open_dataset(path, vocab, tokenizer=None, texts=(), notes=()):
         content += [f'{shard.name}:{len(tokens)}'.encode(), tokens[:4096].tobytes(), tokens[-4096:].tobytes()]
     original, counts = manifest.get('val_original_bytes'), [read_shard(path) for path in sidecars]
     if counts: original = sum(int(c.sum(dtype=np.int64)) for c in counts) - int(counts[0][0])   # no target
-    said = compare_with_public(val, tokenizer, sum(len(read_shard(p)) for p in val) - 1, original)
+    targets, marked = sum(len(read_shard(p)) for p in val) - 1, bool(tokenizer.sentinels)
+    said = compare_with_public(val, tokenizer.vocab, marked, targets, original)
     beside = [f'documents beside shards are not read: {path}' for path in found['documents'][:1]]
     name, key = manifest.get('name', path.resolve().name), manifest.get('fingerprint', sha256(*content)[:16])
     notes = (*notes, *filter(None, [said]), *beside)
@@ -143,8 +144,12 @@ def _build(corpus, vocab, tokenizer, key, into, console):
     for split in ('train', 'val'):
         documents = getattr(corpus, split)
         name = f'{corpus.name}: encoding {"training" if split == "train" else "validation"} text'
-        tokens = np.concatenate([tokenizer.encode_document(document.text) for document in
-                                 console.track(documents, len(documents), name, 'documents')])
+        rows = []
+        with console.phase(name, len(documents), 'documents') as phase:
+            for document in documents:
+                rows.append(tokenizer.encode_document(document.text))
+                phase.at(len(rows))
+        tokens = np.concatenate(rows)
         length = min(max(-(-len(tokens) // _SHARDS), _SHARD_MIN), _SHARD_MAX)
         for i, start in enumerate(range(0, len(tokens), length)):
             path = into/f'text_{split}_{i:06d}.bin'        # not the corpus's name: it may contain _train_

@@ -246,14 +246,14 @@ PUBLIC_SETS = (PublicSet('SP1024', 1024, False, 62_021_632, None),
 
 def compare_with_public(
     paths: Sequence[Path],        # validation shards
-    tokenizer: Tokenizer,
+    vocab: int,                   # pieces of the tokenizer
+    marked: bool,                 # does it have case sentinels?
     targets: int,                 # tokens that are predicted
     bytes: int | None = None,     # by a sidecar
 ) -> str | None:                  # what a user should know; None: nothing
     "Say if a validation set looks like a public one and is not the whole of it."
     if not all(path.name.startswith('fineweb_val_') for path in paths): return None
-    facts = (tokenizer.vocab, bool(tokenizer.sentinels))
-    known = next((known for known in PUBLIC_SETS if facts == (known.vocab, known.marked)), None)
+    known = next((known for known in PUBLIC_SETS if (vocab, marked) == (known.vocab, known.marked)), None)
     if known is None: return None
     short = targets < known.targets//2048*2048
     if short or targets >= known.targets//2048*2048 + 2048:
