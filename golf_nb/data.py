@@ -103,8 +103,11 @@ def _manifest(path, shards, tokenizer):
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(f'{path/"dataset.json"}: {e!r}; delete the folder {path}') from None
     found = {p.name: p.stat().st_size for p in shards}
-    if found != sizes or tokenizer.fingerprint != manifest['tokenizer']:
+    if found != sizes:
         raise DataError(f'{path}: the files differ from dataset.json; delete the folder and run again')
+    if tokenizer.fingerprint != manifest['tokenizer']:
+        raise DataError(f'{path}: its shards are by tokenizer {manifest["tokenizer"]}, not '
+                        f'{tokenizer.fingerprint}; leave --data.tokenizer out, or delete the folder and run again')
     return manifest
 
 # %% ../nbs/09_data.ipynb #386ed94e
@@ -387,7 +390,8 @@ class ShuffledLoader:
         if share not in ('shards', 'windows'): raise DataError(f"share: {share!r} is not 'shards', 'windows'")
         own, paths = share == 'shards', sorted(Path(p) for p in paths)
         if own and 0 < len(paths) < world:
-            raise DataError(f"paths: {len(paths)} shards for {world} processes; use share='windows'")
+            raise DataError(f'data.loader: {len(paths)} shards for {world} processes, each needs its own; '
+                            '--data.loader shuffled shares them')
         self.stream = TokenStream(paths[rank::world] if own else paths, vocab)
         self.part = slice(0, self.rows) if own else slice(rank*self.rows, (rank + 1)*self.rows)
         self.common = 1 if own else world               # number of processes that share the drawn rows

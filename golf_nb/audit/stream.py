@@ -112,8 +112,8 @@ class Stream:
         given, self._given = self._given, None
         if isinstance(given, list): given.clear()
         elif isinstance(given, torch.Tensor) and not given.is_shared(): given.detach().fill_(0)
-        # a sidecar holds the text too
-        for held in (given, getattr(self.byte_table, 'tokens', None), getattr(self.byte_table, 'counts', None)):
+        sidecar = [getattr(self.byte_table, name, None) for name in ('tokens', 'counts')]   # the text again
+        for held in (given, *sidecar):
             written = isinstance(held, np.ndarray) and held.flags.writeable
             if written and not isinstance(held, np.memmap): held.fill(0)
 
