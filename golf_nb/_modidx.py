@@ -1578,6 +1578,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.trainer.Stopped': ('trainer.html#stopped', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer.Stopped.__init__': ('trainer.html#stopped.__init__', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer._count_from': ('trainer.html#_count_from', 'golf_nb/trainer.py'),
+                                 'golf_nb.trainer._end_with_parent': ('trainer.html#_end_with_parent', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer._introduce': ('trainer.html#_introduce', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer._log_step': ('trainer.html#_log_step', 'golf_nb/trainer.py'),
                                  'golf_nb.trainer._progress_of_child': ('trainer.html#_progress_of_child', 'golf_nb/trainer.py'),

@@ -19,7 +19,7 @@ from typing import NoReturn
 from .config import Command, ConfigError, RunConfig, parse
 from .console import Console, first, run
 from .files import claimed
-from .presets import PRESETS, differs, get, load_config, read_config, unlike
+from .presets import PRESETS, PresetError, differs, get, load_config, read_config, unlike
 
 # %% ../nbs/26_train.ipynb #7b5aa234
 def default_config(
@@ -168,7 +168,7 @@ def main(
                 refuse_early(command, folder, again)
                 held.enter_context(claimed(folder))
             return _train(command, folder, again)
-        except (OSError, ValueError) as error: _end(error, folder)
+        except (OSError, ValueError, PresetError) as error: _end(error, folder)
 
 
 def _train(command: Command, folder: Path, again: bool) -> int:
