@@ -23,11 +23,12 @@ from golf_nb.report import read_log
 from golf_nb.study.grid import toy_text
 
 TRAIN = [sys.executable, '-m', 'golf_nb.train']
-JOB = '''--deterministic --precision fp32 --optim.ns-dtype fp32 --no-compile --log-every 1 --checkpoint-seconds 0
---model.dim 32 --model.hidden 64 --model.vocab 400 --model.bigram.buckets 64 --quant.min-numel 500
+JOB = '''--deterministic --precision fp32 --optim.ns-dtype fp32 --no-compile --log-every 1
+--checkpoint-seconds 0 --model.dim 32 --model.hidden 64 --model.vocab 400 --model.bigram.buckets 64 --quant.min-numel 500
 --data.seq-len 64 --data.batch-tokens 512 --eval.window 64 --eval.stride 64'''.split()
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-LEFT = {'config.json', 'data.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json', 'report.json', 'plots'}
+LEFT = {'config.json', 'data.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json', 'report.json',
+        'plots'}
 
 
 class CrashError(Exception): "Something that must not happen."
@@ -42,8 +43,8 @@ def started(words):
 
 def phase_of(said):
     "The phase that a log of a run ends in."
-    begun = [line.split(' ', 1)[1].removesuffix(' ...') for line in said.splitlines() if line.endswith(' ...')]
-    return begun[-1] if begun else 'starting'
+    begun = [line.split(' ', 1)[1] for line in said.splitlines() if line.endswith(' ...')]
+    return begun[-1].removesuffix(' ...') if begun else 'starting'
 
 
 def kill(process, after, number):
@@ -58,7 +59,8 @@ def kill(process, after, number):
     want = -number if number == signal.SIGKILL else 128 + number
     known = process.returncode == want or process.returncode == -number     # before anything was imported
     if not known or len(lines) > (process.returncode > 0):
-        raise CrashError(f'signal {number} after {after:.2f} s: status {process.returncode}\n{said}\n{complained}')
+        raise CrashError(f'signal {number} after {after:.2f} s: status {process.returncode}\n'
+                         f'{said}\n{complained}')
     return phase_of(said)
 
 
@@ -112,8 +114,8 @@ def main():
             draw = random.Random(f'{chosen.seed} {number}')
             draw.number = number
             found = survive(place/str(number), words, steps, seconds, chosen.kills, draw)
-            print(f'{number + 1}: {found[0][:16]} {" ".join(f"{name} while {where}," for name, where in found[1])}',
-                  flush=True)
+            hits = ', '.join(f'{name} while {where}' for name, where in found[1])
+            print(f'{number + 1}: {found[0][:16]} {hits}', flush=True)
             return found
 
         with ThreadPoolExecutor(chosen.at_once) as pool: found = list(pool.map(one, range(chosen.runs)))
@@ -121,8 +123,8 @@ def main():
     same = sum(result == alone for result, _ in found)
     print(f'{same} of {len(found)} runs ended with the same artifact; {len(hits)} kills; no half-written or '
           'temporary file, no lock left')
-    for what, counts in (('signal', Counter(name for name, _ in hits)), ('phase', Counter(at for _, at in hits))):
-        print(f'{what}:', ', '.join(f'{name} {count}' for name, count in counts.most_common()))
+    for what, seen in zip(('signals', 'phases'), zip(*hits, strict=True), strict=False):
+        print(f'{what}:', ', '.join(f'{name} {count}' for name, count in Counter(seen).most_common()))
     return int(same < len(found))
 
 
