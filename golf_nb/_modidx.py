@@ -557,6 +557,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.console._farewell': ('console.html#_farewell', 'golf_nb/console.py'),
                                  'golf_nb.console._interrupt': ('console.html#_interrupt', 'golf_nb/console.py'),
                                  'golf_nb.console._readable': ('console.html#_readable', 'golf_nb/console.py'),
+                                 'golf_nb.console.at_once': ('console.html#at_once', 'golf_nb/console.py'),
                                  'golf_nb.console.clock': ('console.html#clock', 'golf_nb/console.py'),
                                  'golf_nb.console.first': ('console.html#first', 'golf_nb/console.py'),
                                  'golf_nb.console.kept': ('console.html#kept', 'golf_nb/console.py'),
