@@ -24,8 +24,9 @@ from golf_nb.study.grid import toy_text
 
 TRAIN = [sys.executable, '-m', 'golf_nb.train']
 JOB = '''--deterministic --precision fp32 --optim.ns-dtype fp32 --no-compile --log-every 1
---checkpoint-seconds 0 --model.dim 32 --model.hidden 64 --model.vocab 400 --model.bigram.buckets 64 --quant.min-numel 500
---data.seq-len 64 --data.batch-tokens 512 --eval.window 64 --eval.stride 64'''.split()
+--checkpoint-seconds 0 --model.dim 32 --model.hidden 64 --model.vocab 400
+--model.bigram.buckets 64 --quant.min-numel 500 --data.seq-len 64
+--data.batch-tokens 512 --eval.window 64 --eval.stride 64'''.split()
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 LEFT = {'config.json', 'data.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json', 'report.json',
         'plots'}

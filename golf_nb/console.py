@@ -172,9 +172,9 @@ def _end_now():
 
 
 def _interrupt(number: int, frame: Any):
-    "Answer a signal: unwind; where that fails or takes too long, and the second time, end at once."
+    "Answer a signal: unwind; where that fails or takes too long, in imports, and the second time, end at once."
     _asked.append(number)
-    if len(_asked) > 1: _end_now()
+    if len(_asked) > 1 or _abrupt[0]: _end_now()
     deadline = threading.Timer(GRACE, _end_now)
     deadline.daemon = True
     deadline.start()
