@@ -56,9 +56,12 @@ def test_a_folder_that_cannot_be_made_is_named(place, said, tmp_path):
 
 THEIRS = """
 import os, sys
-from golf_nb.train import main
+from golf_nb.files import claimed
+from golf_nb.train import main, read_command
+read_command(sys.argv[1:])                  # all that another user might not be allowed to import
+with claimed('mine'): pass
 os.mkdir('theirs', 0o555)
-if os.geteuid() == 0: os.setuid(65534)                 # root may write anywhere
+if os.geteuid() == 0: os.setuid(65534)      # root may write anywhere
 main(sys.argv[1:])
 """
 
