@@ -39,8 +39,7 @@ notebooks: export  ## Run the notebooks and store their outputs; a selection: NO
 	$(ONE_THREAD) $(PY) -m golf_nb.authoring.book run $(NOTEBOOKS)
 
 export: $(READY)  ## Write golf_nb/ from the notebooks, and clean the notebooks
-	$(VENV)/bin/nbdev_clean
-	$(VENV)/bin/nbdev_export
+	$(PY) -m golf_nb.authoring.book export
 
 readme: $(READY)  ## Write README.md from nbs/index.ipynb
 	$(PY) -m golf_nb.authoring.book readme

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent
 SPDX = {'mit': 'MIT', 'apache2': 'Apache-2.0', 'bsd3': 'BSD-3-Clause'}
 STATUS = {'1': '1 - Planning', '2': '2 - Pre-Alpha', '3': '3 - Alpha', '4': '4 - Beta',
           '5': '5 - Production/Stable', '6': '6 - Mature', '7': '7 - Inactive'}
-EXTRAS = {'dev', 'hub', 'board'}   # `NAME_requirements` in settings.ini becomes `pip install golf_nb[NAME]`
+# `NAME_requirements` in settings.ini becomes `pip install golf_nb[NAME]`
+EXTRAS = {'dev', 'hub', 'board', 'tables', 'gpt2'}
 
 settings = ConfigParser(delimiters=['='])
 settings.read(ROOT/'settings.ini', encoding='utf-8')

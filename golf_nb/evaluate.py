@@ -269,7 +269,7 @@ def sliding(
     batches = Batches(TAILS[tail].share(cut, rank, world), window, batch)
     nll, where, start = score_windows(model, stream, batches, progress=progress, **options)
     y, x = stream.numpy()[where + 1], stream.numpy()[where]
-    return Scores(nll, where, bytes.token_bytes(y, x), start)
+    return Scores(nll, where, bytes.token_bytes(y, x, where), start)
 
 # %% ../nbs/21_evaluate.ipynb #172f909a
 @torch.no_grad()

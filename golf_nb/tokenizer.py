@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPACE', 'BOS', 'MAX_VOCAB', 'TRAINER_OPTIONS', 'TokenizerError', 'train_tokenizer', 'Tokenizer', 'DocumentBytes',
-           'document_bytes', 'ByteTable']
+           'document_bytes', 'ByteTable', 'SidecarBytes', 'ByteTokenizer', 'load_tokenizer']
 
 # %% ../nbs/06_tokenizer.ipynb #2115bebf
 import re
-from collections.abc import Iterable, Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -51,14 +53,19 @@ def _sentences(documents: Iterable[str]) -> Iterator[str]:
         yield from filter(None, text.split(_RESERVED))
 
 # %% ../nbs/06_tokenizer.ipynb #fccfdbc1
+def _nearest(error: RuntimeError, vocab: int) -> int | None:
+    "Read the bound in SentencePiece's error, for a vocabulary that is too small or too large."
+    found = re.search(r'smaller than required_chars\. \d+ vs (\d+)', str(error)) or \
+            re.search(r'Vocabulary size too high .* <= (\d+)', str(error))
+    return int(found[1]) if found else None
+
 def _training_error(error: RuntimeError, vocab: int) -> TokenizerError:
-    "Turn SentencePiece's error into one line that names the field and the bound."
-    if found := re.search(r'smaller than required_chars\. \d+ vs (\d+)', str(error)):
-        return TokenizerError(f'vocab: {vocab} is too small; the smallest possible for these documents is '
-                              f'{found[1]} (4 control pieces, 256 bytes, {int(found[1]) - 260} characters)')
-    if found := re.search(r'Vocabulary size too high .* <= (\d+)', str(error)):
-        return TokenizerError(f'vocab: {vocab} is too large; the largest possible for these documents '
-                              f'is {found[1]}')
+    "Turn SentencePiece's error into one line that names the option and a number that works."
+    if bound := _nearest(error, vocab):
+        side, most = ('small', 'smallest') if bound > vocab else ('large', 'largest')
+        why = f' (4 control pieces, 256 bytes, {bound - 260} characters)' if bound > vocab else ''
+        return TokenizerError(f'model.vocab: {vocab} is too {side}; the {most} possible for these documents '
+                              f'is {bound}{why}: --model.vocab {bound}')
     if 'sentences_.empty()' in str(error): return TokenizerError('documents: no text to train on')
     return TokenizerError('documents: SentencePiece failed: ' + ' '.join(str(error).split()))
 
@@ -68,7 +75,8 @@ def train_tokenizer(
     vocab: int,                # number of pieces, control and byte pieces included; above 260, at most 65,536
 ) -> bytes:                    # a SentencePiece model file
     "Train a BPE tokenizer with the contest's options; the same documents give the same bytes."
-    if vocab > MAX_VOCAB: raise TokenizerError(f'vocab: {vocab} is too large; two bytes hold {MAX_VOCAB}')
+    if vocab > MAX_VOCAB:
+        raise TokenizerError(f'model.vocab: {vocab} is too large; two bytes hold at most {MAX_VOCAB}')
     failure, out = [], BytesIO()
     def feed():
         "Remember why reading failed: SentencePiece turns any exception into a RuntimeError."
@@ -99,6 +107,8 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 # %% ../nbs/06_tokenizer.ipynb #3b791e57
 class Tokenizer:
     "A SentencePiece model that converts text to ids and back."
+    suffix = '.model'                        # of its file
+
     def __init__(self,
         model: bytes,  # a SentencePiece model file with BOS = 1
     ):
@@ -121,6 +131,26 @@ class Tokenizer:
     def fingerprint(self) -> str:
         "Name the model by the first 16 hex digits of its SHA-256."
         return sha256(self.model)[:16]
+
+    @cached_property
+    def sentinels(self) -> dict[int, str]:
+        "Find user-defined pieces of private use characters: marks of a transform that we do not know."
+        private = lambda piece: all('\ue000' <= c <= '\uf8ff' for c in piece)
+        pieces = {i: self._sp.id_to_piece(i) for i in range(self.vocab)
+                  if self._sp.get_score(i) == 0}              # the trainer gives user-defined pieces no score
+        return {i: piece for i, piece in pieces.items() if piece and private(piece)}
+
+    def piece_bytes(self, i: int) -> tuple[int, bool] | None:
+        "Count the bytes of a piece without its leading space, and say if it has one; None: it is no text."
+        if self._sp.is_control(i) or self._sp.is_unknown(i) or self._sp.is_unused(i): return None
+        piece = self._sp.id_to_piece(i)
+        bytes = 1 if self._sp.is_byte(i) else len(piece.removeprefix(SPACE).encode())
+        return bytes, piece.startswith(SPACE)
+
+    @property
+    def has_space(self) -> bool:
+        "Is a space alone a piece?"
+        return not self._sp.is_unknown(self._sp.piece_to_id(SPACE))
 
     def encode(self, text: str) -> list[int]:
         "Convert `text` to ids, without BOS."
@@ -178,12 +208,17 @@ def _check_ids(ids: Shaped[Any, "..."], name: str, rows: int) -> Shaped[np.ndarr
     raise TokenizerError(f'{name}: id {ids.flat[at]} at position {at} is outside 0..{rows - 1}; '
                          'were the tokens made by another tokenizer?')
 
-def _rows(tokenizer: Tokenizer, vocab: int | None) -> int:
+def _rows(tokenizer: Tokenizer, vocab: int | None, silent: Container[int]) -> int:
     "Count the rows of a table for `tokenizer`, or say why there can be no table."
     rows = tokenizer.vocab if vocab is None else vocab
     if rows < tokenizer.vocab:
         raise TokenizerError(f'vocab: {rows} rows are fewer than the tokenizer\'s {tokenizer.vocab} pieces')
-    if tokenizer._sp.is_unknown(tokenizer._sp.piece_to_id(SPACE)):
+    unknown = {i: piece for i, piece in tokenizer.sentinels.items() if i not in silent}
+    if unknown:
+        named = ', '.join(f'{i} (U+{ord(piece[0]):04X})' for i, piece in unknown.items())
+        raise TokenizerError(f'tokenizer: pieces {named} mark a transform of the text and are no text; to '
+                             'count bytes, put the sidecar (*_val_bytes_*.bin) beside the validation shards')
+    if not tokenizer.has_space:
         raise TokenizerError('tokenizer: no piece is U+2581 alone, so a space would count 3 bytes; '
                              'train on text with spaces')
     return rows
@@ -197,21 +232,24 @@ class ByteTable:
     boundary: Bool[np.ndarray, " V"]       # control, unknown, unused, or beyond the tokenizer: no text
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, vocab: int | None = None) -> 'ByteTable':
-        "Count the bytes of every piece; `vocab` rows, at least the tokenizer's."
-        sp, rows = tokenizer._sp, _rows(tokenizer, vocab)
+    def of(cls,
+        tokenizer: Tokenizer,
+        vocab: int | None = None,        # rows, at least the tokenizer's; None: as many
+        silent: Container[int] = (),     # pieces of `tokenizer.sentinels` that are known to be worth no bytes
+    ) -> 'ByteTable':
+        "Count the bytes of every piece."
+        rows = _rows(tokenizer, vocab, silent)
         base, leading_space, boundary = np.zeros(rows, np.int16), np.zeros(rows, bool), np.ones(rows, bool)
         for i in range(tokenizer.vocab):
-            if sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i): continue
-            piece = sp.id_to_piece(i)
-            boundary[i], leading_space[i] = False, piece.startswith(SPACE)
-            base[i] = 1 if sp.is_byte(i) else len(piece.removeprefix(SPACE).encode())
+            if (worth := tokenizer.piece_bytes(i)) is None: continue
+            boundary[i], (base[i], leading_space[i]) = False, (0, False) if i in silent else worth
         for column in (base, leading_space, boundary): column.setflags(write=False)
         return cls(base, leading_space, boundary)
 
     def token_bytes(self,
         targets: Shaped[Any, "..."],     # ids in 0..V-1: a numpy array or a tensor of any integer type
         previous: Shaped[Any, "..."],    # the id before each target, same shape
+        position: Shaped[Any, "..."] | None = None,  # of each previous id in its text; a sidecar needs it
     ) -> Int64[np.ndarray, "..."]:       # bytes of each target
         "Count the bytes of each target, given the token before it."
         y = _check_ids(targets, 'targets', len(self.base))
@@ -223,5 +261,134 @@ class ByteTable:
         "Count the bytes of a stream: every token is a target, but not the first."
         tokens, step = _check_ids(tokens, 'tokens', len(self.base)), 2**20    # steps bound the memory
         starts = range(0, len(tokens) - 1, step)
-        return sum(int(self.token_bytes(y, tokens[i:i + len(y)]).sum())
+        return sum(int(self.token_bytes(y, tokens[i:i + len(y)], np.arange(i, i + len(y))).sum())
                    for i in starts for y in [tokens[i + 1:i + 1 + step]])
+
+    @property
+    def fingerprint(self) -> str:
+        "Name the table by the first 16 hex digits of its SHA-256."
+        return sha256(*(np.asarray(column).astype('<i2').tobytes()
+                        for column in (self.base, self.leading_space, self.boundary)))[:16]
+
+    @property
+    def by_piece(self) -> 'ByteTable':
+        "Return the table for text that has no sidecar: this one."
+        return self
+
+# %% ../nbs/06_tokenizer.ipynb #51dec003
+@dataclass(frozen=True, eq=False)
+class SidecarBytes(ByteTable):
+    "Bytes of each token of one text, as counted when it was encoded; `base` and the rest are for other text."
+    tokens: UInt16[np.ndarray, " N"]      # the text
+    counts: UInt16[np.ndarray, " N"]      # original UTF-8 bytes of each token
+
+    @classmethod
+    def beside(cls,
+        tokenizer: Tokenizer,
+        tokens: UInt16[np.ndarray, " N"],
+        counts: UInt16[np.ndarray, " N"],
+    ) -> 'SidecarBytes':
+        "Count the bytes of a text by its sidecar."
+        if tokens.shape != counts.shape:
+            raise TokenizerError(f'sidecar: {len(counts)} byte counts for {len(tokens)} tokens')
+        least = {i: counts[tokens == i].min(initial=65_535) for i in tokenizer.sentinels}
+        silent = {i for i, bytes in least.items() if bytes in (0, 65_535)}         # 65,535: never in the text
+        table = ByteTable.of(tokenizer, silent=silent)
+        return cls(table.base, table.leading_space, table.boundary, tokens, counts)
+
+    def token_bytes(self,
+        targets: Shaped[Any, "..."],
+        previous: Shaped[Any, "..."],
+        position: Shaped[Any, "..."] | None = None,  # of each previous id in the sidecar's text
+    ) -> Int64[np.ndarray, "..."]:
+        "Read the bytes of each target from its place."
+        if position is None:
+            raise TokenizerError('position: a sidecar counts tokens by their place in its text; count other '
+                                 'text with `by_piece`')
+        y, at = _check_ids(targets, 'targets', len(self.base)), np.asarray(position) + 1
+        if y.shape != at.shape: raise TokenizerError(f'position: shape {at.shape}, targets have {y.shape}')
+        inside = not at.size or 0 < at.min() and at.max() < len(self.tokens)
+        if not inside or (self.tokens[at] != y).any():
+            raise TokenizerError('targets: not the text of the sidecar at these positions; count other text '
+                                 'with `by_piece`')
+        return self.counts[at].astype(np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        "Name table and sidecar by the first 16 hex digits of their SHA-256."
+        return sha256(self.by_piece.fingerprint.encode(), self.counts.astype('<u2').tobytes())[:16]
+
+    @property
+    def by_piece(self) -> ByteTable:
+        "Return the table for text that has no sidecar."
+        return ByteTable(self.base, self.leading_space, self.boundary)
+
+# %% ../nbs/06_tokenizer.ipynb #9b720002
+_GPT2_WORDS = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++"
+               r"|\s++$|\s+(?!\S)|\s")         # where GPT-2 cuts a text before it merges bytes
+
+
+class ByteTokenizer(Tokenizer):
+    "A byte-level BPE as GPT-2's: pieces are strings of bytes, and the last id begins every document."
+    suffix, has_space, sentinels = '.tiktoken', True, {}
+
+    def __init__(self,
+        model: bytes,  # lines of a byte string in base64 and its rank; 50,256 of them for GPT-2
+    ):
+        try:
+            from tiktoken import Encoding
+        except ModuleNotFoundError:
+            raise TokenizerError('tiktoken is not installed; run: pip install golf_nb[gpt2]') from None
+        try:
+            pairs = [line.split() for line in model.splitlines() if line]
+            ranks = {b64decode(piece, validate=True): int(rank) for piece, rank in pairs}
+        except ValueError: ranks = {}
+        whole = sorted(ranks.values()) == list(range(len(ranks)))
+        if not whole or any(bytes([i]) not in ranks for i in range(256)):
+            raise TokenizerError('model: not a tiktoken file (byte strings in base64 with their ranks)')
+        self.model, self.vocab, self.bos = model, len(ranks) + 1, len(ranks)
+        if self.vocab > MAX_VOCAB:
+            raise TokenizerError(f'model: {self.vocab} pieces; two bytes hold {MAX_VOCAB}')
+        self._pieces = sorted(ranks, key=ranks.get)
+        self._encoding = Encoding('gpt2', pat_str=_GPT2_WORDS, mergeable_ranks=ranks,
+                                  special_tokens={'<|endoftext|>': self.bos})
+
+    def piece_bytes(self, i: int) -> tuple[int, bool] | None:
+        "Count the bytes of a piece; None: it begins a document."
+        return None if i == self.bos else (len(self._pieces[i]), False)
+
+    def encode(self, text: str) -> list[int]:
+        "Convert `text` to ids, without BOS."
+        return self._encoding.encode_ordinary(_utf8(text).decode())
+
+    def decode(self, ids: Iterable) -> str:
+        "Convert the ids of one document to text; BOS has no text."
+        ids = [int(i) for i in ids]
+        if any(not 0 <= i < self.vocab for i in ids):
+            raise TokenizerError(f'ids: an id is outside 0..{self.vocab - 1}')
+        return b''.join(self._pieces[i] for i in ids if i != self.bos).decode(errors='replace')
+
+    def normalize(self, text: str) -> str:
+        "Return `text`: bytes need no normalization."
+        return _utf8(text).decode()
+
+# %% ../nbs/06_tokenizer.ipynb #9b720003
+def load_tokenizer(
+    given: str | Path,     # 'gpt2', or a file: a SentencePiece model, or *.tiktoken
+) -> Tokenizer:
+    "Load a tokenizer by its name or from a file."
+    if str(given) == 'gpt2' and not Path(given).exists(): return ByteTokenizer(_gpt2_ranks())
+    path = Path(given).expanduser()
+    return (ByteTokenizer if path.suffix == ByteTokenizer.suffix else Tokenizer).load(path)
+
+def _gpt2_ranks() -> bytes:
+    "Fetch the vocabulary of GPT-2, which tiktoken keeps for the next time."
+    try:
+        from tiktoken_ext.openai_public import gpt2
+    except ModuleNotFoundError:
+        raise TokenizerError('gpt2: tiktoken is not installed; run: pip install golf_nb[gpt2]') from None
+    try: ranks = gpt2()['mergeable_ranks']
+    except Exception as e:                               # the library raises errors of several packages
+        raise TokenizerError(f'gpt2: its vocabulary could not be fetched ({type(e).__name__}); is there a '
+                             'network? Else give it as a file: --data.tokenizer PATH.tiktoken') from None
+    return b''.join(b'%s %d\n' % (b64encode(piece), rank) for piece, rank in ranks.items())

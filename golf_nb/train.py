@@ -11,15 +11,15 @@ import json
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from .config import Command, ConfigError, RunConfig, parse
-from .console import Console, first, run
+from .console import Console, at_once, first, run
 from .files import claimed
-from .presets import PRESETS, differs, get, load_config, read_config, unlike
+from .presets import PRESETS, PresetError, differs, get, load_config, read_config, unlike
 
 # %% ../nbs/26_train.ipynb #7b5aa234
 def default_config(
@@ -155,29 +155,29 @@ def main(
     words, folder = sys.argv[1:] if arguments is None else arguments, None
     # did a worker die, and did torchrun restart all of them?
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    with ExitStack() as held:
-        try:
-            command = read_command(words)
-            if command.explain:
-                print(explain(command))
-                return 0
-            folder = command.resume or command.out or default_folder(
-                Path('runs'), f'{command.run.preset}-{command.run.seed}', restarted)
-            again = command.resume is not None or restarted and not (folder/'report.json').exists()
-            if first():
-                refuse_early(command, folder, again)
-                held.enter_context(claimed(folder))
-            return _train(command, folder, again)
-        except (OSError, ValueError) as error: _end(error, folder)
+    try:
+        command = read_command(words)
+        if command.explain:
+            print(explain(command))
+            return 0
+        folder = command.resume or command.out or default_folder(
+            Path('runs'), f'{command.run.preset}-{command.run.seed}', restarted)
+        again = command.resume is not None or restarted and not (folder/'report.json').exists()
+        if first():
+            refuse_early(command, folder, again)
+            with claimed(folder): pass                 # can it be?
+        return _train(command, folder, again)
+    except (OSError, ValueError, PresetError) as error: _end(error, folder)
 
 
 def _train(command: Command, folder: Path, again: bool) -> int:
     "Train in this process, which may be one of several."
-    from golf_nb.layers import compiler
-    from golf_nb.report import summary
-    from golf_nb.step import process_group, shared
-    from golf_nb.trainer import Stopped, train
-    with process_group() as process:
+    with at_once():
+        from golf_nb.layers import compiler
+        from golf_nb.report import summary
+        from golf_nb.step import process_group, shared
+        from golf_nb.trainer import Stopped, train
+    with claimed(folder) if first() else nullcontext(), process_group() as process:
         # All mean the folder of the first one, which it may have just made.
         place, continued = json.loads(shared(process, json.dumps([str(folder), again])))
         folder, again = Path(place), bool(continued)

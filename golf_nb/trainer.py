@@ -8,6 +8,7 @@ __all__ = ['AGAIN', 'RECENT', 'checkpoint', 'budget_of', 'prolong', 'read_checkp
            'trim_log', 'Stopped', 'go_on', 'train']
 
 # %% ../nbs/25_trainer.ipynb #c6ee144d
+import ctypes
 import json
 import math
 import os
@@ -446,13 +447,19 @@ def score(
     for part in ('evaluate', *(['ttt'] if run.config.ttt.update != 'off' else [])):
         begin, command = time.monotonic(), [sys.executable, '-m', f'golf_nb.{part}', str(folder), '--json']
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=_progress_of_child(console), text=True,
-                              start_new_session=True)
+                              start_new_session=True,
+                              preexec_fn=_end_with_parent if sys.platform == 'linux' else None)
         if done.returncode:
             said = (done.stderr or '').strip().splitlines()
             raise TrainingError(f'scoring failed{": " + said[-1] if said else ""}; the artifact is written. '
                                 f'Try again with: python -m golf_nb.{part} {shlex.quote(str(folder))}')
         run.time({'evaluate': 'scoring'}.get(part, part), begin)
     return json.loads((folder/'scores.json').read_text())
+
+
+def _end_with_parent():
+    "Ask Linux to end this process when the one that started it dies, or it would write scores much later."
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG of sys/prctl.h
 
 
 def _progress_of_child(console: Console) -> Any:

@@ -490,7 +490,7 @@ def score_first(
     for c in progress(range(len(machine.chunks)), len(machine.chunks)):
         if machine.late(config.drop_seconds): break
         nll, position, start = machine.score(c, stream)
-        charged = bytes.token_bytes(stream[position + 1], stream[position])
+        charged = bytes.token_bytes(stream[position + 1], stream[position], position)
         shares.append((nll, position, charged, start, np.full(len(nll), c)))
         total = torch.tensor([math.fsum(nll), len(nll), charged.sum()], dtype=torch.float64, device=device)
         sums.append(_over_all(total, world).tolist())

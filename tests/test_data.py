@@ -1,6 +1,7 @@
 "Shards, corpora, cache, and loaders, against slow versions, real processes, and recorded vectors."
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -336,7 +337,7 @@ def test_public_folders(texts, tmp_path):
     write_shard(public/'fineweb_train_000000.bin', read_shard(made.train[0]))
     with pytest.raises(DataError, match='_val_'): get_dataset(str(public), 300)
     write_shard(public/'fineweb_val_000000.bin', made.val_tokens())
-    with pytest.raises(DataError, match=r'no \*.model'): get_dataset(str(public), 300)
+    with pytest.raises(DataError, match=r'no tokenizer .* --data.tokenizer'): get_dataset(str(public), 300)
     (tmp_path/'public'/'tokenizers').mkdir()
     made.tokenizer.save(tmp_path/'public'/'tokenizers'/'fineweb_300_bpe.model')
     found = get_dataset(str(public), 300)
@@ -514,13 +515,21 @@ def test_the_tape_survives_another_number_of_processes(shards, old, new, seq_len
 
 @pytest.mark.parametrize('kind', [SequentialLoader, ShuffledLoader])
 @pytest.mark.parametrize('change, field', [
-    (dict(tokens=30), 'tokens'), (dict(tokens=0), 'tokens'), (dict(seq_len=0), 'seq_len'),
-    (dict(seq_len=5), 'tokens'), (dict(rank=2), 'rank'), (dict(rank=-1), 'rank'), (dict(world=0), 'world'),
-    (dict(accum=0), 'accum')])
+    (dict(tokens=30), 'data.batch_tokens'), (dict(tokens=0), 'data.batch_tokens'),
+    (dict(seq_len=0), 'data.seq_len'), (dict(seq_len=5), 'data.batch_tokens'), (dict(rank=2), 'rank'),
+    (dict(rank=-1), 'rank'), (dict(world=0), 'processes'), (dict(accum=0), 'data.micro_batches')])
 def test_wrong_sizes_are_named(shards, kind, change, field):
     with pytest.raises(DataError, match=f'^{field}: ') as error:
         kind(shards, **{'tokens': 32, 'seq_len': 8, 'world': 2, **change})
     one_line(error)
+
+
+@given(st.integers(1, 500), sizes)
+def test_the_nearest_sizes_that_work_are_named(tokens, size):
+    accepted = lambda tokens: data._micro_tokens(tokens, rank=0, **size)
+    try: accepted(tokens)
+    except DataError as error:
+        for near in map(int, re.findall(r'\d+', str(error).split('nearest: ')[1])): accepted(near)
 
 
 def test_too_few_tokens_or_shards(shards, tmp_path):
@@ -532,7 +541,8 @@ def test_too_few_tokens_or_shards(shards, tmp_path):
             for _ in range(20): loader.next()
     with pytest.raises(DataError, match='the shards hold'): SequentialLoader(shards, tokens=554, seq_len=554)
     with pytest.raises(DataError, match='seq_len'): ShuffledLoader(shards, tokens=230, seq_len=230)
-    with pytest.raises(DataError, match="='windows'"): ShuffledLoader(shards, tokens=48, seq_len=8, world=6)
+    with pytest.raises(DataError, match='--data.loader shuffled'):
+        ShuffledLoader(shards, tokens=48, seq_len=8, world=6)
 
 
 def test_states_of_other_loaders_are_refused(shards):

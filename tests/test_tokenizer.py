@@ -284,14 +284,14 @@ def test_a_document_is_one_sentence():
 
 @pytest.mark.parametrize('vocab', [-1, 0, 1, 256, 260, 261])
 def test_too_small(vocab):
-    with pytest.raises(TokenizerError, match=f'^vocab: {vocab} is too small; the smallest .* is 266 ') as e:
+    with pytest.raises(TokenizerError, match=f'^model.vocab: {vocab} is too small; .* is 266 ') as e:
         train_tokenizer(['a b c d e a b'], vocab)
     assert '\n' not in str(e.value)
     assert len(pieces(train_tokenizer(['a b c d e a b'], 266))) == 266       # it is possible
 
 
 def test_too_large():
-    with pytest.raises(TokenizerError, match='^vocab: 1000 is too large; the largest possible .* is 271$'):
+    with pytest.raises(TokenizerError, match='^model.vocab: 1000 is too large; .*: --model.vocab 271$'):
         train_tokenizer(['a b c d e a b'], 1000)
     assert len(pieces(train_tokenizer(['a b c d e a b'], 271))) == 271
     with pytest.raises(TokenizerError, match='two bytes'): train_tokenizer(DOCUMENTS, MAX_VOCAB + 1)

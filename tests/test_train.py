@@ -93,8 +93,8 @@ def undisturbed(fp32, tmp_path_factory):
 
 
 def test_a_run_directory_is_complete(undisturbed):
-    names = {'config.json', 'data.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json', 'report.json',
-             'plots'}
+    names = {'config.json', 'data.json', 'log.jsonl', 'checkpoint', 'model.golf', 'scores.json',
+             'report.json', 'plots'}
     assert {p.name for p in undisturbed.iterdir()} == names
     report = json.loads((undisturbed/'report.json').read_text())
     assert report['artifact']['total'] == (undisturbed/'model.golf').stat().st_size

@@ -261,8 +261,8 @@ def _coverage_rows(found: Evidence) -> list[Row]:
                 f'{scored} of {targets} targets scored')]
     ledger = found.folder/'ledger.npz'
     if ledger.is_file(): rows[0] = ledger_row(ledger, targets, scores)
-    _, true = recount(tokens.astype(np.int64), data.tokenizer)
     table = data.byte_table.total(tokens)
+    true = [table] if data.sidecars else recount(tokens.astype(np.int64), data.tokenizer)[1]
     whole = data.val_original_bytes
     expected = {'normalised_bytes': {sum(true)}, 'bytes': {whole} if whole else {sum(true)}}
     null = [f'{name} is null' for name in expected if name in scores and scores[name] is None]
@@ -406,8 +406,9 @@ def _membership_row(found: Evidence, tokens: int = 8192) -> Row:
     def bpb(stream):
         pieces = max(min(tokens//window, (len(stream) - 1)//window), 1)
         starts = np.linspace(0, max(len(stream) - window - 1, 0), pieces).astype(int)
-        parts = [sliding(model, np.asarray(stream[a:a + window + 1], np.int64), window, window,
-                         bytes=data.byte_table, batch=1, dtype=DTYPES[run.precision]) for a in starts]
+        counted = dict(bytes=data.byte_table.by_piece, batch=1, dtype=DTYPES[run.precision])
+        parts = [sliding(model, np.asarray(stream[a:a + window + 1], np.int64), window, window, **counted)
+                 for a in starts]
         return bits_per_byte(math.fsum(float(p.nll.sum()) for p in parts), sum(p.bytes for p in parts))
     train, val = bpb(np.concatenate([read_shard(path) for path in data.train[:2]])), bpb(data.val_tokens())
     easier = 1 - val/train

@@ -25,11 +25,20 @@ from golf_nb.audit.probes import (
     surprising,
     undeclared_effects,
 )
+from golf_nb.audit.stream import (
+    RowError,
+    Stream,
+    UnrevealedError,
+    bytes_row,
+    flipped,
+    other_bytes,
+    replace_tokens,
+    unscored_copy,
+)
 
 from ..tokenizer import Tokenizer
 from .holdings import holdings
 from .isolation import KINDS, Party
-from .stream import RowError, Stream, UnrevealedError, bytes_row, flipped, replace_tokens, unscored_copy
 from .verdict import Report, Row, verdict_of
 
 # %% ../../nbs/audit/06_protocol.ipynb #136be897
@@ -228,8 +237,8 @@ def _declared_row(case, silent, delayed):
     middle = case.cuts[len(case.cuts)//2]
     swapper = Swapper(case.party, case.stream, middle)
     past = replace_tokens(case.stream._tokens, case.cuts[0], middle, case.rng, case.stream.vocab)
-    other = case.again(Stream(past, case.stream.byte_table, vocab=case.stream.vocab, first=case.cuts[0]),
-                       before_score=swapper)
+    changed = Stream(past, other_bytes(case.stream.byte_table), vocab=case.stream.vocab, first=case.cuts[0])
+    other = case.again(changed, before_score=swapper)
     results = [undeclared_effects(case.base, silent), undeclared_effects(case.base, delayed),
                undeclared_effects(case.base, other, swapper.rows)]
     wrong, count = [lo for found, _ in results for lo in found], sum(n for _, n in results)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NotebookError', 'is_skipped', 'run_notebook', 'relink', 'code_block', 'output_markdown', 'cell_markdown',
-           'readme_files', 'readme', 'notebook_paths', 'run_in_processes', 'parse', 'main']
+           'readme_files', 'readme', 'notebook_paths', 'run_in_processes', 'export_faults', 'export', 'parse', 'main']
 
 # %% ../../nbs/authoring/00_book.ipynb #b46098f1
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -193,19 +194,55 @@ def run_in_processes(
         return done.returncode != 0
     with ThreadPoolExecutor(workers) as pool: return sum(pool.map(run, paths))
 
+# %% ../../nbs/authoring/00_book.ipynb #b3f93a77
+def export_faults(
+    path: Path,        # notebook
+) -> list[str]:        # one line for each cell that cannot become part of a module
+    "Find exported cells that are no Python."
+    found = []
+    for number, cell in enumerate(read_nb(path).cells, 1):
+        if cell.cell_type != 'code': continue
+        directives = extract_directives(cell, remove=False)
+        if not any(name.startswith('export') for name in directives): continue
+        where = f'{path.name}: cell {number} ({cell.id})'
+        magic = next((line for line in cell.source.splitlines() if line.startswith(('%', '!'))), None)
+        if magic:
+            found.append(f'{where}: {magic!r} works only in a notebook; take it out of this exported cell')
+            continue
+        try: ast.parse(cell.source)
+        except SyntaxError as error:
+            found.append(f'{where}: line {error.lineno}: {error.msg}: {(error.text or "").strip()}')
+    return found
+
+
+def export() -> int:   # exit status, 0: success
+    "Clean the notebooks and write the modules from them; a wrong cell is named, and nothing is written."
+    settings = _settings()
+    faults = [fault for path in notebook_paths(settings.nbs_path) for fault in export_faults(path)]
+    if faults: raise NotebookError('nothing was exported: ' + '; '.join(faults))
+    index = settings.lib_path/'_modidx.py'
+    before = index.read_bytes() if index.exists() else None
+    for name in ('nbdev_clean', 'nbdev_export'):
+        done = subprocess.run([Path(sys.executable).parent/name], cwd=settings.config_path)
+        if done.returncode:
+            if before and not index.exists(): write_atomically(index, before)
+            raise NotebookError(f'{name} failed; see above')
+    return 0
+
 # %% ../../nbs/authoring/00_book.ipynb #cacaea9b
 def parse(
     argv: Sequence[str] | None = None,  # words of the command line; None: those of this process
 ) -> argparse.Namespace:
     "Read the command line."
     parser = argparse.ArgumentParser('python -m golf_nb.authoring.book',
-                                     description='Run notebooks; write the README.')
+                                     description='Run notebooks; write modules and README from them.')
     commands = parser.add_subparsers(dest='command', required=True)
     run = commands.add_parser('run', help='run notebooks and store their outputs')
     run.add_argument('notebooks', nargs='*', type=Path, help='which ones (default: all)')
     run.add_argument('--flags', nargs='*', default=[], choices=['slow', 'gpu'],
                      help='also run cells with these test flags: slow, gpu')
     run.add_argument('--workers', type=int, default=2, help='notebooks run in parallel (default: 2)')
+    commands.add_parser('export', help='check the exported cells, then write the modules from them')
     write = commands.add_parser('readme', help='write README.md from the index notebook')
     write.add_argument('--check', action='store_true', help='write nothing; fail if README.md is stale')
     return parser.parse_args(argv)
@@ -216,6 +253,7 @@ def main(
 ) -> int:                               # exit status, 0: success
     "Run the command line."
     args = parse(argv)
+    if args.command == 'export': return export()
     if args.command == 'readme':
         changed = readme(check=args.check)
         root = _settings().config_path
@@ -231,4 +269,4 @@ def main(
 # %% ../../nbs/authoring/00_book.ipynb #0ce0e90e
 if __name__ == '__main__' and '__file__' in globals():
     try: sys.exit(main())
-    except NotebookError as error: sys.exit(f'golf_nb.authoring.book: {error}')
+    except NotebookError as error: sys.exit(f'error: {error}')

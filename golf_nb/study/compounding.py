@@ -190,7 +190,8 @@ def text_of(
     kept = min(rows or len(starts), len(starts))
     chosen = [starts[i*len(starts)//kept] for i in range(kept)]
     cut = torch.stack([stream[start:start + window + 1] for start in chosen])
-    return Text(cut, int(bytes.token_bytes(cut[:, 1:].numpy(), cut[:, :-1].numpy()).sum()))
+    position = np.add.outer(chosen, np.arange(window))
+    return Text(cut, int(bytes.token_bytes(cut[:, 1:].numpy(), cut[:, :-1].numpy(), position).sum()))
 
 # %% ../../nbs/study/01_compounding.ipynb #72bf89f7
 @torch.no_grad()

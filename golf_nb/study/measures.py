@@ -10,11 +10,39 @@ __all__ = ['CONTAINERS', 'load_pair', 'validation_text', 'rounding_gaps', 'error
 
 # %% ../../nbs/study/03_measures.ipynb #beefcf27
 import math
-import numpy as np
 import time
-import torch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golf_nb.study.compounding import (
+    KINDS,
+    CompoundingError,
+    Text,
+    Untied,
+    gap,
+    growth,
+    measure_growth,
+    measure_masks,
+    measure_prediction,
+    measure_rounding,
+    naive_predictors,
+    passes,
+    predict,
+    round_weights,
+    score_text,
+    text_of,
+    token_nats,
+    transport,
+    untie,
+    weight_error,
+)
+
 from ..artifact import load, save
 from ..config import Calibration, QuantConfig, Rounding, RunConfig, TTTConfig
 from ..data import Dataset, read_shard
@@ -25,11 +53,7 @@ from ..model import Model
 from ..quant import restore
 from ..runs import load_model, open_data, open_run
 from ..schedule import Schedule
-from .compounding import CompoundingError, KINDS, Text, Untied, gap, growth, measure_growth, measure_masks, measure_prediction, measure_rounding, naive_predictors, passes, predict, round_weights, score_text, text_of, token_nats, transport, untie, weight_error
 from ..ttt import ValidationTraining, score_first, train_on_validation
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from torch import Tensor
 
 # %% ../../nbs/study/03_measures.ipynb #65fe7c81
 def load_pair(

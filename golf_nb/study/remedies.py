@@ -89,7 +89,9 @@ def training_text(
 ) -> Text:
     "Read rows of training text, with their bytes."
     dataset, window = open_data(config), config.eval.window
-    return text_of(read_shard(dataset.train[0])[:rows*window + 1], window, bytes=dataset.byte_table)
+    stream = read_shard(dataset.train[0])[:rows*window + 1]
+    return text_of(stream, window, bytes=dataset.byte_table.by_piece)
+
 
 # %% ../../nbs/study/04_remedies.ipynb #d95ff775
 def allocation_gaps(
