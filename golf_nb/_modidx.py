@@ -677,6 +677,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'golf_nb.evaluate.score_windows': ('evaluate.html#score_windows', 'golf_nb/evaluate.py'),
                                   'golf_nb.evaluate.sliding': ('evaluate.html#sliding', 'golf_nb/evaluate.py'),
                                   'golf_nb.evaluate.stream_of': ('evaluate.html#stream_of', 'golf_nb/evaluate.py'),
+                                  'golf_nb.evaluate.stride_before': ('evaluate.html#stride_before', 'golf_nb/evaluate.py'),
                                   'golf_nb.evaluate.windows': ('evaluate.html#windows', 'golf_nb/evaluate.py')},
             'golf_nb.files': { 'golf_nb.files.ClaimedError': ('files.html#claimederror', 'golf_nb/files.py'),
                                'golf_nb.files._hold': ('files.html#_hold', 'golf_nb/files.py'),
