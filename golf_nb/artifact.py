@@ -34,6 +34,7 @@ from golf_nb.codecs import (
     stored_bytes,
 )
 
+from .console import run
 from .files import sha256, write_atomically
 from .quant import Codes, Grid
 
@@ -426,4 +427,4 @@ def main():
     raise SystemExit(1)
 
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): run(main)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Card', 'Preset', 'PresetError', 'variant', 'system', 'get', 'differs', 'read_config', 'load_config',
-           'unlike']
+           'check_finished', 'unlike']
 
 # %% ../nbs/15_presets.ipynb #f0efabe6
 import difflib
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -396,6 +397,20 @@ def load_config(
     except ValueError as error:    # also of what is JSON, but no configuration
         raise ConfigError(f'{path} is cut short or spoiled ({error}); '
                           'the one in report.json, under "config", is its copy') from None
+
+
+def check_finished(
+    folder: Path,                  # a run directory
+    *files: str,                   # of it that are needed, e.g. 'model.golf'
+):
+    "Refuse a folder that is no finished run, and say what to do."
+    if not folder.is_dir(): raise ConfigError(f'{folder}: no such folder; name a finished run, e.g. runs/tiny-1337')
+    if not (folder/'config.json').exists():
+        raise ConfigError(f'{folder}: no run there (no config.json); name a finished run, e.g. runs/tiny-1337')
+    lacking = [name for name in files if not (folder/name).exists()]
+    if lacking:
+        raise ConfigError(f'{folder}: this run is not finished (no {lacking[0]}); '
+                          f'continue with: python -m golf_nb.train --resume {shlex.quote(str(folder))}')
 
 
 def unlike(

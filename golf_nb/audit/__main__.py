@@ -6,10 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/audit/13_main.ipynb #49cb0dad
-import sys
-
+from ..console import run
 from .command import main
 
 # %% ../../nbs/audit/13_main.ipynb #5e1a0006
-if __name__ == '__main__' and '__file__' in globals():
-    sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals(): run(main)

@@ -6,10 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/interop/10_main.ipynb #02bc1dae
-import sys
-
+from ..console import run
 from .command import main
 
 # %% ../../nbs/interop/10_main.ipynb #5e1c0004
-if __name__ == '__main__' and '__file__' in globals():
-    sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals(): run(main)

@@ -36,6 +36,7 @@ from golf_nb.study.statistics import (
     smallest_effect,
 )
 
+from ..console import run
 from ..files import write_atomically
 from ..plots import COLORS, draw_seeds, entitle, markdown_table, style
 from .grid import GridError, jobs_of, read_grid, read_records
@@ -431,4 +432,4 @@ def main():
     write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
 
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): run(main)
