@@ -179,4 +179,4 @@ def test_mistakes_are_one_line(here, words, message):
     write(here)
     done = subprocess.run([*GRID, *words], capture_output=True, text=True)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and message in done.stderr
-    assert done.stderr.startswith('error: ') and STOPPED not in (0, 1)
+    assert done.stderr.startswith('error: ') and not {0, 1} & set(STOPPED)

@@ -6,8 +6,8 @@
 __all__ = ['KEYS', 'TOY', 'CURVE', 'STOPPED', 'TORCHRUN', 'ONE_THREAD', 'MEASURING', 'PURPOSE', 'GridError', 'unfold_order',
            'configure', 'Job', 'read_grid', 'jobs_of', 'read_record', 'read_records', 'missing', 'state_of',
            'steps_done', 'share_of', 'alone', 'train_net', 'named_function', 'curve_of', 'run_job', 'record_failure',
-           'toy_text', 'follow_parent', 'work_on', 'Workers', 'outcome', 'clock', 'run_all', 'parse', 'shares',
-           'chosen_jobs', 'set_aside', 'main']
+           'toy_text', 'follow_parent', 'work_on', 'Workers', 'outcome', 'run_all', 'parse', 'shares', 'chosen_jobs',
+           'set_aside', 'main']
 
 # %% ../../nbs/study/02_grid.ipynb #a327ecfa
 import argparse
@@ -27,9 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..config import ConfigError, RunConfig, change, differences, to_dict
+from ..console import SILENT, Console, clock, kept
+from ..console import run as run_command
 from ..files import locked, sha256, write_atomically
 from ..presets import PresetError, get
 from ..schedule import ScheduleError, from_order, to_json
@@ -253,29 +253,29 @@ def alone(
 def train_net(
     config: RunConfig,
     folder: Path,              # the run directory
-    say=print,                 # where messages go
-) -> dict | None:              # the report; None: asked to stop, the checkpoint is written
-    "Train, quantize, and score one net; go on where an earlier process stopped."
-    from golf_nb.console import Console
-    from golf_nb.data import get_dataset
+    console: Console = SILENT, # where messages and progress go
+) -> dict:                     # the report
+    "Train, quantize, and score one net; go on where an earlier process stopped. `Stopped`: asked to; it is saved."
     from golf_nb.evaluate import score_run
     from golf_nb.model import count_parameters
     from golf_nb.report import artifact_parts, circumstances
+    from golf_nb.runs import open_data, write_identity
     from golf_nb.step import Process, resolve_config, start
-    from golf_nb.trainer import cost, fit, prime, resume, trim_log, write_result
+    from golf_nb.trainer import Stopped, cost, fit, prime, resume, trim_log, write_result
     if (report := read_record(folder/'report.json')) is not None: return report
     config = resolve_config(config, Process())
     _write(folder/'config.json', to_dict(config))
-    dataset = get_dataset(config.data.source, config.model.vocab)
+    dataset = open_data(config)
     run = start(config, dataset, Process())
-    if resume(run, folder): say(f'continuing at step {run.step}')
+    if resume(run, folder, console): console.say(f'continuing at step {run.step}')
+    else: write_identity(folder, config, dataset)
     trim_log(folder, run.step)
     prime(run)
     tokens = dataset.val_tokens()
     bytes_per_token = dataset.byte_table.total(tokens)/(len(tokens) - 1)
-    if not fit(run, folder, bytes_per_token, Console(lines=sys.stderr)): return None
-    write_result(run, folder)
-    scored = score_run(folder)
+    if not fit(run, folder, bytes_per_token, console): raise Stopped(f'saved at step {run.step}', run.asked)
+    write_result(run, folder, console)
+    scored = score_run(folder, console)
     report = {'bpb': {name: scored[name] for name in ('pre_quant', 'post_quant')},
               'artifact': artifact_parts(folder/'model.golf'), 'parameters': count_parameters(run.model),
               'bytes_per_token': bytes_per_token, 'cost': cost(run), 'seed': config.seed, **circumstances(),
@@ -316,13 +316,12 @@ def curve_of(
 # %% ../../nbs/study/02_grid.ipynb #87566d15
 def run_job(
     job: Job,
-    say=print,           # where messages go
-) -> dict | None:        # the record; None: asked to stop
+    console: Console = SILENT,   # where messages and progress go
+) -> dict:                # the record
     "Train a net unless it is there, measure what is missing, and write the record."
     from golf_nb.report import circumstances
     with alone(job.folder):
-        report = train_net(job.config, job.folder, say)
-        if report is None: return None
+        report = train_net(job.config, job.folder, console)
         old = read_record(job.record) or {}
         if old.get('net') != job.net: old = {}
         measured, options, here = old.get('measured', {}), old.get('options', {}), circumstances()
@@ -337,7 +336,8 @@ def run_job(
         }
         for name, chosen in missing(job.after, options).items():
             begin = time.monotonic()
-            measured[_function(name)] = named_function(name)(job.folder, **chosen)
+            with console.phase(f'measuring: {_function(name)}'):
+                measured[_function(name)] = named_function(name)(job.folder, **chosen)
             replaced = [known for known in options if _function(known) == _function(name)]
             for known in replaced: del options[known]
             options[name] = chosen
@@ -374,7 +374,7 @@ def toy_text(
     return folder
 
 # %% ../../nbs/study/02_grid.ipynb #d52e9340
-STOPPED = 75       # exit status of a worker that was asked to stop and has saved
+STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM))   # exit status if asked to stop
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 ONE_THREAD = {name: '1' for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'TORCHINDUCTOR_COMPILE_THREADS')}
 
@@ -390,21 +390,26 @@ def follow_parent():
 
 def work_on(
     job: Job,
-    say=print,            # where messages go
+    console: Console = SILENT,   # where messages and progress go
 ) -> int:                 # exit status
     "Work on one run, and leave a record whatever happens."
     import torch
 
     from golf_nb.layers import compiler
+    from golf_nb.trainer import Stopped
     torch.set_num_threads(1)
     if job.config.compile and not compiler():
         record_failure(job, 'no C++ compiler (g++ or clang++): install one, or set compile to false')
         return 1
-    try: return 0 if run_job(job, say) else STOPPED
+    try: run_job(job, console)
+    except Stopped as stop:
+        console.say(f'{job.grid} {job.name}: {stop}')
+        return stop.status
     except Exception as error:
         record_failure(job, f'{type(error).__name__}: {error}')
-        say(f'{job.grid} {job.name}: {type(error).__name__}: {" ".join(str(error).split())}')
+        console.say(f'{job.grid} {job.name}: {type(error).__name__}: {" ".join(str(error).split())}')
         return 1
+    return 0
 
 # %% ../../nbs/study/02_grid.ipynb #9fca941c
 class Workers:
@@ -425,7 +430,9 @@ class Workers:
             words = [*self.command, '--job', f'{job.grid}/{job.name}']
             job.folder.mkdir(parents=True, exist_ok=True)
             with (job.folder/'worker.txt').open('wb') as output:
-                process = subprocess.Popen(words, stdout=output, stderr=output, env=environment | ONE_THREAD)
+                # a session of its own: Ctrl-C in the terminal comes to us, and we ask them once
+                process = subprocess.Popen(words, stdout=output, stderr=output, env=environment | ONE_THREAD,
+                                           start_new_session=True)
             self.running[process] = job
 
     def ended(self) -> list[tuple[Job, int]]:
@@ -446,7 +453,7 @@ def outcome(
 ) -> str:                 # one line
     "Say how a run ended; a failure that left no record gets one."
     record = read_record(job.record) or {}
-    if status == STOPPED: return f'{job.grid} {job.name}: stopped, saved'
+    if status in STOPPED: return f'{job.grid} {job.name}: stopped, saved'
     if status and not (record.get('net') == job.net and 'failed' in record):
         output = (job.folder/'worker.txt').read_text(errors='replace').strip().splitlines()
         how = f'ended by signal {-status}' if status < 0 else f'ended with status {status}'
@@ -461,41 +468,29 @@ def outcome(
 MEASURING = 0.2      # rough share of the training time that measuring takes
 
 
-def clock(
-    seconds: float,
-) -> str:          # e.g. '1:02:03'
-    "Write a time."
-    minutes, seconds = divmod(round(seconds), 60)
-    return f'{minutes//60}:{minutes % 60:02}:{seconds:02}'
-
-
 def run_all(
     jobs: Sequence[Job],        # what is to be done
     command: Sequence[str],     # that becomes a worker with `--job NAME`
     workers: int = 2,           # processes at a time
-    say=print,                  # where messages go
+    console: Console = SILENT,  # where messages and progress go
 ) -> int:                       # runs that failed
     "Run many runs in processes of their own; show progress and time left."
     crew, failed, begin = Workers(command, jobs, workers), 0, time.monotonic()
     at_start = {job: steps_done(job) for job in jobs}
     left_of = {job: job.work*(1 + MEASURING - at_start[job]) for job in jobs}
     total, ended = sum(left_of.values()), 0.
-    bar = tqdm(total=100, unit='%', disable=None, bar_format='{l_bar}{bar}| {elapsed} passed, {postfix}')
-    with bar:
+    with console.phase('runs', len(jobs), 'runs') as phase:
         try:
             while crew.waiting or crew.running:
                 crew.start()
                 for job, status in crew.ended():
                     ended += left_of[job]
-                    failed += status not in (0, STOPPED)
+                    failed += status not in (0, *STOPPED)
                     left = (time.monotonic() - begin)*(total - ended)/ended
-                    with tqdm.external_write_mode(): say(f'{outcome(job, status)}; about {clock(left)} left')
+                    console.say(f'{outcome(job, status)}; about {clock(left)} left')
                 now = [(job, steps_done(job)) for job in crew.running.values()]
                 spent = ended + sum(job.work*max(part - at_start[job], 0.) for job, part in now)
-                left = clock((time.monotonic() - begin)*(total - spent)/spent) if spent else '?'
-                bar.n = round(100*spent/total)
-                names = ', '.join(f'{job.name} {part:.0%}' for job, part in now)
-                bar.set_postfix_str(f'{left} left; {names}')
+                phase.at(len(jobs)*spent/total, ', '.join(f'{job.name} {part:.0%}' for job, part in now))
                 time.sleep(0.2)
         finally: crew.stop()
     return failed
@@ -520,6 +515,7 @@ def parse(
     parser.add_argument('--again', action='store_true',
                         help='rerun finished ones as well; their records move to runs/before')
     parser.add_argument('--toy', action='store_true', help='toy size, in seconds, into runs/toy')
+    parser.add_argument('--quiet', action='store_true', help='print nothing but errors')
     parser.add_argument('--job', help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.workers < 0: parser.error(f'--workers {options.workers}: at least 0')
@@ -571,43 +567,42 @@ def main(
 ) -> int:                                     # exit status: 1 if a run failed
     "Run grids as the command line says."
     options = parse(arguments)
-    def say(text): print(text, flush=True)
-    try:
-        jobs = chosen_jobs(options, os.environ)
-        if options.again and not (options.list or options.job): set_aside(jobs)
-        states = {job: state_of(job) for job in jobs}
-    except (GridError, OSError) as error: sys.exit(f'error: {error}')
+    if options.job: return _worker(options)
+    console = Console(options.quiet)
+    jobs = chosen_jobs(options, os.environ)
+    if options.again and not options.list: set_aside(jobs)
+    states = {job: state_of(job) for job in jobs}
     if options.list:
-        for job, state in states.items(): say(f'{job.grid} {job.name:24} {state}')
+        for job, state in states.items(): print(f'{job.grid} {job.name:24} {state}')
         return 0
-    if options.job:
-        follow_parent()
-        return work_on(jobs[0], say=lambda text: print(text, file=sys.stderr, flush=True))
     before = [job for job in jobs if states[job].startswith('failed') and not options.retry]
     todo = [job for job in jobs if states[job] != 'done' and job not in before]
-    say(f'{len(jobs)} runs, {len(todo)} to do' + f'; {len(before)} failed before (--retry)'*bool(before))
+    console.say(f'{len(jobs)} runs, {len(todo)} to do' + f'; {len(before)} failed before (--retry)'*bool(before))
     if options.toy and todo: toy_text(Path(TOY[2]))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try: return int(_run(todo, options, say) > 0)
-    except KeyboardInterrupt: sys.exit('stopped; run the same command to continue')
+    with kept('finished runs are recorded, begun ones have their last checkpoint; run the same command to continue'):
+        if options.workers == 0: return _in_this_process(todo, console)
+        words = [sys.executable, '-m', 'golf_nb.study.grid', *map(str, options.grids), *['--toy']*options.toy]
+        return int(run_all(todo, words, options.workers, console) > 0)
 
 
-def _run(jobs: Sequence[Job], options: argparse.Namespace, say) -> int:
-    "Run jobs in workers, or here; count the failures."
-    if options.workers == 0: return _in_this_process(jobs, say)
-    words = [sys.executable, '-m', 'golf_nb.study.grid', *map(str, options.grids), *['--toy']*options.toy]
-    return run_all(jobs, words, options.workers, say)
+def _worker(options: argparse.Namespace) -> int:
+    "Work on the one run that a parent asks for."
+    follow_parent()
+    job, = chosen_jobs(options, os.environ)
+    return work_on(job, Console(lines=sys.stderr))
 
 
-def _in_this_process(jobs: Sequence[Job], say) -> int:
-    "Run jobs one after the other; count the failures."
+def _in_this_process(jobs: Sequence[Job], console: Console) -> int:
+    "Run jobs one after the other."
     failed = 0
     for job in jobs:
-        status = work_on(job, say)
-        if status == STOPPED: raise KeyboardInterrupt
-        say(outcome(job, status))
+        status = work_on(job, console)
+        console.say(outcome(job, status))
+        if status in STOPPED:
+            print('stopped; run the same command to continue', file=sys.stderr)
+            return status
         failed += status != 0
-    return failed
+    return int(failed > 0)
 
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals(): run_command(main)
