@@ -498,13 +498,15 @@ def _takes(hint: Any) -> str:
 
 # %% ../nbs/02_config.ipynb #f36782cd
 def _nearest(option: str, known: dict[str, Any]) -> str:
-    "Find the option that was probably meant: of the same part, with the same word in its name."
+    "Find what was probably meant: options of the same part with the same words, else the most similar one."
     part, _, name = option.rpartition('.')
-    def likeness(other):
+    def same(other):
         its_part, _, its_name = other.rpartition('.')
-        shared = set(re.split('[.-]+', name)) & set(re.split('[.-]+', its_name)) - {''}
-        return its_part == part, len(shared), difflib.SequenceMatcher(None, option, other).ratio()
-    return max(known, key=likeness)
+        return (its_part == part) + len(set(re.split('[.-]+', name)) & set(re.split('[.-]+', its_name)) - {''})
+    most = max(map(same, known))
+    alike = [other for other in known if same(other) == most]
+    if most < 2: alike.sort(key=lambda other: -difflib.SequenceMatcher(None, option, other).ratio())
+    return ' or '.join(alike[:4 if most > 1 else 1])
 
 
 def _unknown(arguments: list[str], known: dict[str, Any]) -> str | None:
