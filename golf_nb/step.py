@@ -60,6 +60,9 @@ def process_group() -> Iterator[Process]:
         try: dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
         except (dist.DistError, RuntimeError, ValueError) as error: raise TrainingError(_no_group(error)) from None
     try: yield Process(rank, world, device)
+    except RuntimeError as error:
+        if world == 1 or not (isinstance(error, dist.DistError) or 'gloo' in str(error)): raise
+        raise ConnectionError('another process of this run is gone; see what it said') from None
     finally:
         if world > 1: dist.destroy_process_group()
 
