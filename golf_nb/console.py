@@ -35,7 +35,8 @@ def clock(
 # %% ../nbs/04_console.ipynb #f6ca5afb
 EVERY = 10.      # seconds between two lines of a phase in a file
 _BAR = '{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]'
-_COUNT = '{desc}: {n:,.0f} {unit} [{elapsed}{postfix}]'                    # where the total is not known
+_COUNT = '{desc}: {n:,.0f} {unit} [{elapsed}{postfix}]'        # where the total is not known ..
+_NAME = '{desc} [{elapsed}{postfix}]'                          # .. and nothing is counted
 
 
 class Phase:
@@ -55,7 +56,8 @@ class Phase:
         tqdm.monitor_interval = 0        # no thread of its own
         known = os.get_terminal_size(sys.stderr.fileno()).columns > 0    # some say 0
         look = {'dynamic_ncols': True} if known else {'ncols': 80, 'nrows': 24}
-        look |= {'bar_format': _BAR if self.total else _COUNT, 'miniters': 0}
+        form = _BAR if self.total else _COUNT if self.unit else _NAME
+        look |= {'bar_format': form, 'miniters': 0}
         return tqdm(total=self.total, desc=self.name, unit=self.unit, leave=False, file=sys.stderr, **look)
 
     def at(self,
