@@ -107,7 +107,7 @@ def _manifest(path, shards, tokenizer):
         raise DataError(f'{path}: the files differ from dataset.json; delete the folder and run again')
     if tokenizer.fingerprint != manifest['tokenizer']:
         raise DataError(f'{path}: its shards are by tokenizer {manifest["tokenizer"]}, not '
-                        f'{tokenizer.fingerprint}; leave --data.tokenizer out, or delete the folder and run again')
+                        f'{tokenizer.fingerprint}; leave out --data.tokenizer, or delete the folder')
     return manifest
 
 # %% ../nbs/09_data.ipynb #386ed94e
@@ -493,6 +493,9 @@ def describe(
     folder = shard_folder(path, dataset.vocab) if path.is_dir() else None
     roles = shard_roles(folder) if folder else {}
     tokens = {split: sum(len(read_shard(p)) for p in getattr(dataset, split)) for split in ('train', 'val')}
+    known = ('train', 'val') if dataset.texts else ('val',)          # other training shards may have many GB
+    begin = lambda path: int((read_shard(path) == dataset.tokenizer.bos).sum())
+    starts = {split: sum(map(begin, getattr(dataset, split))) for split in known}
     targets, counted = tokens['val'] - 1, dataset.byte_table.total(dataset.val_tokens())
     size = dataset.val_original_bytes or counted
     written = 'as written' if dataset.val_original_bytes else 'by their pieces'
@@ -503,6 +506,8 @@ def describe(
              'training': f'{tokens["train"]:,} tokens in {len(dataset.train)} shard(s)',
              'validation': f'{tokens["val"]:,} tokens in {len(dataset.val)} shard(s); {size:,} bytes {means}',
              '': f'{size/targets:.3f} bytes for each of {targets:,} targets; {counted:,} by the tokens',
+             'documents': ', '.join(f'{n:,} {"training" if split == "train" else "validation"}'
+                                    for split, n in starts.items()),
              'tokenizer': f'{dataset.vocab:,} pieces: --model.vocab {dataset.vocab}',
              'fingerprint': dataset.fingerprint,
              'identity': ', '.join(f'{part} {digest}' for part, digest in dataset.identity.items())}

@@ -541,7 +541,8 @@ def test_too_few_tokens_or_shards(shards, tmp_path):
             for _ in range(20): loader.next()
     with pytest.raises(DataError, match='the shards hold'): SequentialLoader(shards, tokens=554, seq_len=554)
     with pytest.raises(DataError, match='seq_len'): ShuffledLoader(shards, tokens=230, seq_len=230)
-    with pytest.raises(DataError, match='--data.loader shuffled'): ShuffledLoader(shards, tokens=48, seq_len=8, world=6)
+    with pytest.raises(DataError, match='--data.loader shuffled'):
+        ShuffledLoader(shards, tokens=48, seq_len=8, world=6)
 
 
 def test_states_of_other_loaders_are_refused(shards):

@@ -391,7 +391,7 @@ def test_the_command_says_what_a_run_reads(tmp_path):
     for part in (*found.identity.values(), found.fingerprint, '--model.vocab 300',
                  f'{found.val_original_bytes:,} bytes as written', f'{len(found.val_tokens()):,} tokens',
                  'training a tokenizer of 300 pieces',
-                 'encoding training text', 'encoding validation text',
+                 'encoding training text', 'encoding validation text', '38 training, 2 validation',
                  'note: rows.jsonl: 1 of 41 rows have no text'): assert part in out, part
     again, _ = command(found.train[0].parent)
     assert 'training a tokenizer' not in again
