@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import Command, ConfigError, RunConfig, parse
+from .limits import check
 from .presets import PRESETS, PresetError, differs, get
 
 # %% ../nbs/26_train.ipynb #7b5aa234
@@ -79,7 +80,7 @@ def explain(
     facts = {
         'preset': f'{run.preset}, {run.scale}',
         **_differences(run.preset, run.scale),
-        'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
+        'schedule': str(schedule),
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
                    f'{flops*per_step/1e12:.3f} TFLOP a step of {per_step:,} tokens',
@@ -106,7 +107,9 @@ def main(
     arguments: list[str] | None = None,   # None: those of the program
 ) -> int:                                 # exit status
     "Train as the command line says."
-    try: command = read_command(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = read_command(sys.argv[1:] if arguments is None else arguments)
+        check(command.run, int(os.environ.get('WORLD_SIZE', 1)))
     except (PresetError, ConfigError) as error: sys.exit(f'error: {error}')
     if command.explain:
         try: print(explain(command))
