@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'default_config', 'read_command', 'own_vocab', 'with_own_vocab', 'default_folder', 'refuse_early',
-           'explain', 'check', 'main']
+           'explain', 'main']
 
 # %% ../nbs/26_train.ipynb #bba87c2e
 import argparse
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +21,7 @@ from typing import NoReturn
 from .config import Command, ConfigError, DataConfig, RunConfig, parse
 from .console import Console, at_once, first, run
 from .files import claimed
+from .limits import check
 from .presets import PRESETS, PresetError, differs, get, load_config, read_config, unlike
 
 # %% ../nbs/26_train.ipynb #7b5aa234
@@ -136,7 +137,7 @@ def explain(
     facts = {
         'preset': f'{run.preset}, {run.scale}',
         **_differences(run.preset, run.scale),
-        'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
+        'schedule': str(schedule),
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
                    f'{flops*per_step/1e12:.3f} TFLOP a step of {per_step:,} tokens',
@@ -175,13 +176,6 @@ def _end(error: Exception, folder: Path | None) -> NoReturn:
     if isinstance(error, OSError) and folder and (folder/'config.json').exists():
         said += f'; when that is mended, continue with: python -m golf_nb.train --resume {folder}'
     sys.exit(f'error: {own}{said}')
-
-
-def check(config: RunConfig, processes: int):
-    "Check the configuration as a whole."
-    with suppress(ImportError):
-        from golf_nb.limits import check as limits
-        limits(config, processes)
 
 
 def main(
