@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAILS', 'ScoringError', 'check_stride', 'read_command', 'Window', 'Tail', 'windows', 'Scores', 'bits_per_byte',
-           'merge', 'Batches', 'stream_of', 'score_windows', 'sliding', 'log_probs', 'fitting_stride', 'score_run',
-           'score_table', 'conclude', 'main']
+           'merge', 'Batches', 'stream_of', 'score_windows', 'sliding', 'log_probs', 'fitting_stride', 'stride_before',
+           'score_run', 'score_table', 'conclude', 'main']
 
 # %% ../nbs/21_evaluate.ipynb #d66b0c04
 import argparse
@@ -312,6 +312,17 @@ def fitting_stride(
     return stride
 
 # %% ../nbs/21_evaluate.ipynb #cee54809
+def stride_before(
+    folder: Path,     # a run directory
+    window: int,      # tokens
+) -> int | None:      # None: not scored yet, or with another window
+    "Find the stride with which a run was scored before: scored again, it must come to the same."
+    try: before = json.loads((folder/'scores.json').read_text())
+    except (OSError, ValueError): return None
+    stride = before.get('stride') if isinstance(before, dict) and before.get('window') == window else None
+    return stride if isinstance(stride, int) and 1 <= stride <= window else None
+
+
 def score_run(
     folder: Path,     # a run directory: config.json, model.golf, checkpoint/weights.safetensors
     console: Console = SILENT,    # shows a phase for each time that the text is scored
@@ -332,7 +343,8 @@ def score_run(
     begin = time.perf_counter()
     post = scored(' after quantization', model, chosen.window)
     speed = len(post.nll)/(time.perf_counter() - begin)
-    stride = chosen.stride or fitting_stride(len(tokens) - 1, chosen.window, speed, chosen.seconds)
+    fitting = fitting_stride(len(tokens) - 1, chosen.window, speed, chosen.seconds)
+    stride = chosen.stride or stride_before(folder, chosen.window) or fitting
     model = compiled_for(model, config, len(post.nll)/speed*chosen.window/stride)
     slid = scored(', sliding window', model, stride) if stride < chosen.window else post
     original = dataset.val_original_bytes or post.bytes

@@ -10,4 +10,5 @@ from ..console import run
 from .command import main
 
 # %% ../../nbs/audit/13_main.ipynb #5e1a0006
-if __name__ == '__main__' and '__file__' in globals(): run(main)
+if __name__ == '__main__' and '__file__' in globals():
+    run(main)

@@ -8,23 +8,24 @@ __all__ = ['main']
 # %% ../../nbs/audit/11_command.ipynb #ba62bbb9
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from ..data import DataError, get_dataset
+from ..console import Console, kept
+from ..data import get_dataset
 from ..files import write_atomically
-from ..tokenizer import TokenizerError
-from .folders import audit_folder
-from .isolation import Party
+from .folders import Heard, audit_folder
 from .protocol import audit
-from .stream import AuditError, Stream
+from .stream import Stream
 from .verdict import VERDICTS, Report
 
 # %% ../../nbs/audit/11_command.ipynb #cdae88db
-def _audit_named(chosen: argparse.Namespace) -> Report:
+def _audit_named(chosen: argparse.Namespace, console: Console) -> Report:
     "Audit a predictor that is given by name."
-    with Party(chosen.target, chosen.artifact) as party:
+    with (console.phase('probing', unit='answers') as phase,
+          Heard(phase, chosen.target, chosen.artifact) as party):
         data = get_dataset(chosen.data, chosen.vocab)
         stream = Stream(data.val_tokens()[:chosen.tokens].astype(np.int64), data.byte_table)
         return audit(party, stream, tokenizer=data.tokenizer, seed=chosen.seed)
@@ -44,15 +45,20 @@ def main(
     parser.add_argument('--tokens', type=int, default=1000, help='how many to score (predictors)')
     parser.add_argument('--artifact', type=Path, help="file for the predictor's start()")
     parser.add_argument('--seed', type=int, default=0, help='seed of chunks and changes (predictors)')
+    parser.add_argument('--quiet', action='store_true', help='show no progress')
     chosen = parser.parse_args(arguments)
-    folder = Path(chosen.target)
-    try:
-        if ':' in chosen.target and not folder.exists(): report = _audit_named(chosen)
-        else:
-            report = audit_folder(folder, chosen.seconds, not chosen.no_protocol)
-            write_atomically(folder/'audit.json', json.dumps(report.as_dict(), indent=1).encode())
-    except (AuditError, DataError, TokenizerError, OSError) as error: parser.exit(2, f'error: {error}\n')
+    folder, console, failure = Path(chosen.target), Console(chosen.quiet, sys.stderr), ''
+    with kept('nothing was written; run the same command again'):
+        try:
+            if ':' in chosen.target and not folder.exists(): report = _audit_named(chosen, console)
+            else:
+                report, path = audit_folder(folder, chosen.seconds, not chosen.no_protocol, console), folder/'audit.json'
+                try: write_atomically(path, json.dumps(report.as_dict(), indent=1).encode())
+                except OSError as error: failure = f'{path}: {error.strerror}: the report is not kept; make room there '\
+                                                   'or allow this user to write'
+        except (ValueError, OSError) as error: parser.exit(2, f'error: {error}\n')
     print(report)
     verdicts = [row.verdict for row in report.rows]
     print(f'{report.verdict}: ' + ', '.join(f'{verdicts.count(v)} {v}' for v in VERDICTS))
+    if failure: parser.exit(2, f'error: {failure}\n')
     return report.exit_code

@@ -10,4 +10,5 @@ from ..console import run
 from .command import main
 
 # %% ../../nbs/interop/10_main.ipynb #5e1c0004
-if __name__ == '__main__' and '__file__' in globals(): run(main)
+if __name__ == '__main__' and '__file__' in globals():
+    run(main)

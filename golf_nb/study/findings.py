@@ -11,7 +11,6 @@ __all__ = ['NOT_RUN', 'TOO_FEW', 'FEWEST', 'VERDICTS', 'FindingError', 'lookup',
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +38,7 @@ from golf_nb.study.statistics import (
 from ..console import run
 from ..files import write_atomically
 from ..plots import COLORS, draw_seeds, entitle, markdown_table, style
-from .grid import GridError, jobs_of, read_grid, read_records
+from .grid import jobs_of, read_grid, read_records
 
 # %% ../../nbs/study/05_findings.ipynb #1a8a39b9
 class FindingError(ValueError): "An expectation that cannot be computed, with the path and what is there."
@@ -419,17 +418,20 @@ def draw_growth(
     return figure
 
 # %% ../../nbs/study/05_findings.ipynb #2e123062
-def main():
+def main() -> int:                 # exit status
     "Write the verdict of every prediction to a file."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.study.findings', description=main.__doc__)
     parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
     parser.add_argument('--results', type=Path, default='results', help='records; default: %(default)s')
     chosen = parser.parse_args()
-    if not chosen.results.is_dir(): sys.exit(f'error: no folder {chosen.results}: name one with --results')
-    try: rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
-    except (GridError, FindingError) as error: sys.exit(f'error: {error}')
-    if not rows: sys.exit(f'error: no e00.json to e99.json in {chosen.grids}: name a folder with --grids')
-    write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
+    if not chosen.results.is_dir(): raise FindingError(f'no folder {chosen.results}: name one with --results')
+    rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
+    if not rows: raise FindingError(f'no e00.json to e99.json in {chosen.grids}: name a folder with --grids')
+    path = chosen.results/'summary.json'
+    try: write_atomically(path, (json.dumps(rows, indent=1) + '\n').encode())
+    except OSError as error:
+        raise FindingError(f'{path}: {error.strerror}: make room there or allow this user to write') from None
+    return 0
 
 
 if __name__ == '__main__' and '__file__' in globals(): run(main)

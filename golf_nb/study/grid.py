@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import ConfigError, RunConfig, change, differences, to_dict
-from ..console import SILENT, Console, clock, kept
+from ..console import SILENT, Console, at_once, clock, kept
 from ..console import run as run_command
 from ..files import locked, sha256, write_atomically
 from ..presets import PresetError, get
@@ -393,10 +393,11 @@ def work_on(
     console: Console = SILENT,   # where messages and progress go
 ) -> int:                 # exit status
     "Work on one run, and leave a record whatever happens."
-    import torch
+    with at_once():
+        import torch
 
-    from golf_nb.layers import compiler
-    from golf_nb.trainer import Stopped
+        from golf_nb.layers import compiler
+        from golf_nb.trainer import Stopped
     torch.set_num_threads(1)
     if job.config.compile and not compiler():
         record_failure(job, 'no C++ compiler (g++ or clang++): install one, or set compile to false')
