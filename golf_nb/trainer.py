@@ -341,13 +341,16 @@ def fit(
 def _count_from(phase: Phase, seconds: float):
     "Let a phase count what earlier processes did, or its estimate of the time left would be wrong."
     phase.began -= seconds
-    if phase.bar is not None: phase.bar.start_t, phase.bar.last_print_t = phase.began, phase.began
+    if phase.bar is None: return
+    phase.bar.start_t -= seconds
+    phase.bar.last_print_t -= seconds
 
 
 def _report_step(run: Run, log: Log, phase: Phase, bytes_per_token: float):
     "Show a step, and log it if it is due."
     config, loss = run.config, run.losses[-1]
-    rate, bpb = run.step*config.data.batch_tokens/max(run.seconds, 1e-9), loss/math.log(2)/bytes_per_token
+    # The clock stands at the beginning of the step.
+    rate, bpb = (run.step - 1)*config.data.batch_tokens/run.seconds, loss/math.log(2)/bytes_per_token
     shown = f'loss {loss:.3f}, {bpb:.3f} bpb, {rate:,.0f} tokens/s'
     phase.at(run.step if config.steps else run.seconds, shown if config.steps else f'step {run.step:,}, {shown}')
     if run.step % config.log_every == 0: _log_step(run, log)
