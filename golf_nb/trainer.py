@@ -350,7 +350,8 @@ def _report_step(run: Run, log: Log, phase: Phase, bytes_per_token: float):
     "Show a step, and log it if it is due."
     config, loss = run.config, run.losses[-1]
     # The clock stands at the beginning of the step.
-    rate, bpb = (run.step - 1)*config.data.batch_tokens/run.seconds, loss/math.log(2)/bytes_per_token
+    rate = (run.step - 1)*config.data.batch_tokens/max(run.seconds, 1e-9)
+    bpb = loss/math.log(2)/bytes_per_token
     shown = f'loss {loss:.3f}, {bpb:.3f} bpb, {rate:,.0f} tokens/s'
     phase.at(run.step if config.steps else run.seconds, shown if config.steps else f'step {run.step:,}, {shown}')
     if run.step % config.log_every == 0: _log_step(run, log)
