@@ -43,7 +43,8 @@ def read_command(
     arguments: list[str],    # after the program's name
 ) -> Command:
     "Read the whole command line."
-    command, given = parse(arguments, default_config(arguments)), {word.partition('=')[0] for word in arguments}
+    command = parse(arguments, default_config(arguments))
+    given = {word.partition('=')[0] for word in arguments}
     if command.resume and '--seconds' in given and '--steps' not in given:
         return replace(command, run=replace(command.run, steps=None))       # its steps would count
     return command
@@ -103,7 +104,8 @@ def refuse_early(
         with safe_open(path, 'np') as file: facts = json.loads(file.metadata()['run'])
         before, step, seconds = read_config(facts['config']), facts['step'], facts['seconds']
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f'{path}: not a sound checkpoint: {error}; begin a run with another --out') from None
+        raise ConfigError(f'{path}: not a sound checkpoint: {error}; '
+                          'begin a run with another --out') from None
     now = command.run
     # Workers that torchrun has restarted have another command line than the run's configuration, e.g. 'auto'.
     changed = unlike(before, now) if command.resume else []
@@ -166,7 +168,7 @@ PATIENCE = 20.    # seconds in which the first of several processes may end the 
 def _end(error: Exception, folder: Path | None) -> NoReturn:
     "End with one line, printed by one process."
     if not first():
-        # If the first one has ended, torchrun ends this one meanwhile; its own report is shorter for status 0.
+        # If the first one has ended, torchrun ends this one meanwhile; its report is shorter for status 0.
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
         time.sleep(PATIENCE)
     own = '' if first() else f'process {os.environ["RANK"]}: '
@@ -221,7 +223,8 @@ def _train(command: Command, folder: Path, again: bool, said: str) -> int:
         except Stopped as stop:
             if process.first: print(stop, file=sys.stderr, flush=True)
             return stop.status
-    if report: console.say(f'\n{summary(report)}\n\nwritten to {folder}: report.json, log.jsonl, model.golf, plots/')
+    written = f'written to {folder}: report.json, log.jsonl, model.golf, plots/'
+    if report: console.say(f'\n{summary(report)}\n\n{written}')
     return 0
 
 
