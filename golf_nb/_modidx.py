@@ -1722,7 +1722,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'golf_nb.train': { 'golf_nb.train._differences': ('train.html#_differences', 'golf_nb/train.py'),
                                'golf_nb.train._end': ('train.html#_end', 'golf_nb/train.py'),
                                'golf_nb.train._train': ('train.html#_train', 'golf_nb/train.py'),
-                               'golf_nb.train.check': ('train.html#check', 'golf_nb/train.py'),
                                'golf_nb.train.default_config': ('train.html#default_config', 'golf_nb/train.py'),
                                'golf_nb.train.default_folder': ('train.html#default_folder', 'golf_nb/train.py'),
                                'golf_nb.train.explain': ('train.html#explain', 'golf_nb/train.py'),

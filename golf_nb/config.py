@@ -525,11 +525,12 @@ def _in_one_line(box: str, arguments: list[str], known: dict[str, Any]) -> str:
     "Shorten what tyro says about a value."
     said = ' '.join(re.sub('[│╭╮╰╯─]', ' ', box).split())
     if found := re.search(r"(?:parsing |argument ')(--[\w.-]*\w)", said):
-        name, reason = found[1], re.search(r'character \d+: .*?(?= Argument helptext)', said)
+        name, reason = found[1], re.search(r'parsing \S+: (.*?) Argument helptext', said)
         written = [i for i, given in enumerate(arguments) if given.split('=')[0].replace('_', '-') == name]
         values = [(arguments[i].split('=')[1:] + arguments[i + 1:])[:1] for i in written][-1:]
-        takes = f'takes {_takes(known[name])}' if name in known else said
-        return f'{" ".join([name, *sum(values, [])])}: {takes}' + (f'; {reason[0]}' if reason else '')
+        if name not in known: return said
+        takes = f'takes {_takes(known[name])}'
+        return f'{" ".join([name, *sum(values, [])])}: {takes}' + (f'; {reason[1]}' if reason and known[name] == Order else '')
     if stray := re.search(r'Unrecognized options: ([^,]+?)(?:,| Perhaps| For full|$)', said):
         before = next((a for a, b in pairwise(arguments) if b == stray[1]), '')
         reason = f'; {before} takes {_takes(known[before])}' if before in known else ''

@@ -115,17 +115,19 @@ def _open_dataset(path, vocab, tokenizer=None, texts=(), notes=()):
     "Open a folder of shards; reads headers, sizes, and samples only."
     found = shard_roles(path)
     train, val, sidecars = found['train'], found['val'], found['val bytes']
+    if not (path/'dataset.json').exists():              # first: nothing else matters if one is damaged
+        for shard in train + val: read_shard(shard)
     tokenizer = tokenizer or choose_tokenizer(path, vocab)
     manifest = _manifest(path, train + val, tokenizer)
+    opened = [read_shard(shard) for shard in train + val]
     if not manifest: refuse_copies(found)
     if tokenizer.sentinels and not sidecars: ByteTable.of(tokenizer)        # says what is wrong
     content = [tokenizer.model]
-    for shard in train + val:                           # size and both ends, to avoid reading gigabytes
-        tokens = read_shard(shard)
+    for shard, tokens in zip(train + val, opened, strict=True):   # size and both ends: not gigabytes
         content += [f'{shard.name}:{len(tokens)}'.encode(), tokens[:4096].tobytes(), tokens[-4096:].tobytes()]
     original, counts = manifest.get('val_original_bytes'), [read_shard(path) for path in sidecars]
     if counts: original = sum(int(c.sum(dtype=np.int64)) for c in counts) - int(counts[0][0])   # no target
-    targets, marked = sum(len(read_shard(p)) for p in val) - 1, bool(tokenizer.sentinels)
+    targets, marked = sum(map(len, opened[len(train):])) - 1, bool(tokenizer.sentinels)
     said = compare_with_public(val, tokenizer.vocab, marked, targets, original)
     beside = [f'documents beside shards are not read: {path}' for path in found['documents'][:1]]
     name, key = manifest.get('name', path.resolve().name), manifest.get('fingerprint', sha256(*content)[:16])
@@ -237,7 +239,7 @@ def get_dataset(
     if folder: return _open_dataset(folder, vocab, given)
     if given: ByteTable.of(given)                       # it must be able to count the bytes of any text
     corpus = read_corpus(str(path or source), column)
-    vocab = vocab or (given.vocab if given else VOCAB)
+    if vocab is None: vocab = given.vocab if given else VOCAB
     return _open_cached(corpus, vocab, Path(cache or cache_folder()), given, console)
 
 # %% ../nbs/09_data.ipynb #a051fc86

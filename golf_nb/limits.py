@@ -385,7 +385,7 @@ def _clamped(path: str, within: Range, config: RunConfig, processes: int) -> lis
 # %% ../nbs/03_limits.ipynb #4249e732
 def _proposals(config: RunConfig, path: str, offered: Iterable) -> list:
     "List values for a field, nearest first: those offered, whole numbers around it, None, and the default."
-    value, found = get(config, path), list(offered)
+    value, found = get(config, path), [other for other in offered if other is not None]
     kinds = {where: within for where, _, within in ranged(config)}
     within = kinds.get(path)
     if type(value) is int and within:

@@ -35,10 +35,11 @@ NOT_LEGAL = 'not a legal score'   # note in every output that was trained on the
 COMPILING = 120.                  # seconds of work above which compiling pays on a CPU
 NAMED = 'sotu', 'sotu-tune'       # corpora that are no place
 
-_all_ = ['ROUNDING', 'as_run', 'load_config', 'read_config']   # the first two: `interop` may not import `kernels`
+# The first two are for `interop`, which may not import `kernels`.
+_all_ = ['ROUNDING', 'as_run', 'load_config', 'read_config']
 
 
-class RunError(ValueError): "A run whose data or files are not those that it was made with; the message names them."
+class RunError(ValueError): "A run whose data is not what it was made with; the message names what differs."
 
 
 def located(
@@ -49,7 +50,8 @@ def located(
         known = place is None or place in NAMED or not Path(place).expanduser().exists()
         return place if known else str(Path(place).expanduser().absolute())
     data = config.data
-    return replace(config, data=replace(data, source=absolute(data.source), tokenizer=absolute(data.tokenizer)))
+    data = replace(data, source=absolute(data.source), tokenizer=absolute(data.tokenizer))
+    return replace(config, data=data)
 
 # %% ../nbs/20_runs.ipynb #8cb59dca
 def open_data(
@@ -117,13 +119,15 @@ def check_identity(
     here, recorded = identity_of(dataset), _json(folder/'data.json').get('identity')
     carried, old = _carried(folder), _json(folder/'report.json').get('dataset')
     if recorded: where, differs = 'data.json', changed(recorded, here)
-    elif old: where, differs = 'report.json', changed({'fingerprint': old}, {'fingerprint': dataset.fingerprint})
+    elif old:
+        where, differs = 'report.json', changed({'fingerprint': old}, {'fingerprint': dataset.fingerprint})
     else: where, differs = '', []
-    if not differs: where, differs = 'model.golf', changed(carried, {part: here.get(part, 'none') for part in carried})
+    if not differs:
+        where, differs = 'model.golf', changed(carried, {part: here.get(part, 'none') for part in carried})
     if differs:
         raise RunError(f'{folder}: the data in {config.data.source} is not what this run was made with; '
-                       f'{", ".join(differs)} (recorded in {where} -> found there). Put it back as it was; if it '
-                       'was moved, give the new place with --data.source')
+                       f'{", ".join(differs)} (recorded in {where} -> found there). Put it back as it was; '
+                       'if it was moved, give the new place with --data.source')
     return bool(recorded or old or carried)
 
 # %% ../nbs/20_runs.ipynb #718b027c
@@ -137,8 +141,8 @@ def open_run(
     if source is not None: config = located(change(config, data={'source': source}))
     dataset = open_data(config)
     if not check_identity(folder, config, dataset):
-        print(f'{folder}: recorded by an older version, without hashes of its data: that this is the same data '
-              'cannot be checked', file=sys.stderr)
+        print(f'{folder}: recorded by an older version, without hashes of its data: that this is the same '
+              'data cannot be checked', file=sys.stderr)
     return config, dataset
 
 # %% ../nbs/20_runs.ipynb #rest0002

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'default_config', 'read_command', 'own_vocab', 'with_own_vocab', 'default_folder', 'refuse_early',
-           'explain', 'check', 'main']
+           'explain', 'main']
 
 # %% ../nbs/26_train.ipynb #bba87c2e
 import argparse
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +21,7 @@ from typing import NoReturn
 from .config import Command, ConfigError, DataConfig, RunConfig, parse
 from .console import Console, at_once, first, run
 from .files import claimed
+from .limits import check
 from .presets import PRESETS, PresetError, differs, get, load_config, read_config, unlike
 
 # %% ../nbs/26_train.ipynb #7b5aa234
@@ -42,7 +43,8 @@ def read_command(
     arguments: list[str],    # after the program's name
 ) -> Command:
     "Read the whole command line."
-    command, given = parse(arguments, default_config(arguments)), {word.partition('=')[0] for word in arguments}
+    command = parse(arguments, default_config(arguments))
+    given = {word.partition('=')[0] for word in arguments}
     if command.resume and '--seconds' in given and '--steps' not in given:
         return replace(command, run=replace(command.run, steps=None))       # its steps would count
     return command
@@ -102,7 +104,8 @@ def refuse_early(
         with safe_open(path, 'np') as file: facts = json.loads(file.metadata()['run'])
         before, step, seconds = read_config(facts['config']), facts['step'], facts['seconds']
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f'{path}: not a sound checkpoint: {error}; begin a run with another --out') from None
+        raise ConfigError(f'{path}: not a sound checkpoint: {error}; '
+                          'begin a run with another --out') from None
     now = command.run
     # Workers that torchrun has restarted have another command line than the run's configuration, e.g. 'auto'.
     changed = unlike(before, now) if command.resume else []
@@ -136,7 +139,7 @@ def explain(
     facts = {
         'preset': f'{run.preset}, {run.scale}',
         **_differences(run.preset, run.scale),
-        'schedule': f'{len(schedule)} virtual layers on {schedule.blocks} blocks',
+        'schedule': str(schedule),
         'parameters': f'{count_parameters(model):,}',
         'compute': f'{flops/1e6:.1f} MFLOP a token in training, '
                    f'{flops*per_step/1e12:.3f} TFLOP a step of {per_step:,} tokens',
@@ -165,7 +168,7 @@ PATIENCE = 20.    # seconds in which the first of several processes may end the 
 def _end(error: Exception, folder: Path | None) -> NoReturn:
     "End with one line, printed by one process."
     if not first():
-        # If the first one has ended, torchrun ends this one meanwhile; its own report is shorter for status 0.
+        # If the first one has ended, torchrun ends this one meanwhile; its report is shorter for status 0.
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
         time.sleep(PATIENCE)
     own = '' if first() else f'process {os.environ["RANK"]}: '
@@ -175,13 +178,6 @@ def _end(error: Exception, folder: Path | None) -> NoReturn:
     if isinstance(error, OSError) and folder and (folder/'config.json').exists():
         said += f'; when that is mended, continue with: python -m golf_nb.train --resume {folder}'
     sys.exit(f'error: {own}{said}')
-
-
-def check(config: RunConfig, processes: int):
-    "Check the configuration as a whole."
-    with suppress(ImportError):
-        from golf_nb.limits import check as limits
-        limits(config, processes)
 
 
 def main(
@@ -228,7 +224,8 @@ def _train(command: Command, folder: Path, again: bool, said: str) -> int:
         except Stopped as stop:
             if process.first: print(stop, file=sys.stderr, flush=True)
             return stop.status
-    if report: console.say(f'\n{summary(report)}\n\nwritten to {folder}: report.json, log.jsonl, model.golf, plots/')
+    written = f'written to {folder}: report.json, log.jsonl, model.golf, plots/'
+    if report: console.say(f'\n{summary(report)}\n\n{written}')
     return 0
 
 
