@@ -588,6 +588,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.console._farewell': ('console.html#_farewell', 'golf_nb/console.py'),
                                  'golf_nb.console._interrupt': ('console.html#_interrupt', 'golf_nb/console.py'),
                                  'golf_nb.console._let_go': ('console.html#_let_go', 'golf_nb/console.py'),
+                                 'golf_nb.console._near': ('console.html#_near', 'golf_nb/console.py'),
+                                 'golf_nb.console._package': ('console.html#_package', 'golf_nb/console.py'),
                                  'golf_nb.console._readable': ('console.html#_readable', 'golf_nb/console.py'),
                                  'golf_nb.console.at_once': ('console.html#at_once', 'golf_nb/console.py'),
                                  'golf_nb.console.clock': ('console.html#clock', 'golf_nb/console.py'),

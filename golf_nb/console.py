@@ -35,6 +35,8 @@ def clock(
 # %% ../nbs/04_console.ipynb #f6ca5afb
 EVERY = 10.      # seconds between two lines of a phase in a file
 _BAR = '{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]'
+_COUNT = '{desc}: {n:,.0f} {unit} [{elapsed}{postfix}]'        # where the total is not known ..
+_NAME = '{desc} [{elapsed}{postfix}]'                          # .. and nothing is counted
 
 
 class Phase:
@@ -54,9 +56,9 @@ class Phase:
         tqdm.monitor_interval = 0        # no thread of its own
         known = os.get_terminal_size(sys.stderr.fileno()).columns > 0    # some say 0
         look = {'dynamic_ncols': True} if known else {'ncols': 80, 'nrows': 24}
-        if self.total: look['bar_format'] = _BAR
-        look |= {'leave': False, 'miniters': 0, 'file': sys.stderr}
-        return tqdm(total=self.total, desc=self.name, unit=self.unit, **look)
+        form = _BAR if self.total else _COUNT if self.unit else _NAME
+        look |= {'bar_format': form, 'miniters': 0}
+        return tqdm(total=self.total, desc=self.name, unit=self.unit, leave=False, file=sys.stderr, **look)
 
     def at(self,
         done: float,                  # so far, in `unit`
@@ -310,14 +312,29 @@ def _asked_for() -> str:
 
 
 def is_command(
-    module: str,                      # dotted name
+    module: str,                      # dotted name, in this package
 ) -> bool:                            # does it do something when it is run?
-    "Read whether a module has a command; a package has one in its `__main__`."
-    try: found = importlib.util.find_spec(module)
-    except ModuleNotFoundError: return False
-    if found is None or found.origin is None: return False
-    if found.submodule_search_locations: return (Path(found.origin).parent/'__main__.py').exists()
-    return "\nif __name__ == '__main__'" in Path(found.origin).read_text(encoding='utf-8')
+    "Read whether a module has a command, without importing it; a package has one in its `__main__`."
+    path = _package().joinpath(*module.split('.')[1:])
+    if path.is_dir(): return (path/'__main__.py').exists()
+    path = path.with_suffix('.py')
+    return path.is_file() and "\nif __name__ == '__main__'" in path.read_text(encoding='utf-8')
+
+
+def _package() -> Path: return Path(importlib.util.find_spec('golf_nb').origin).parent
+
+# %% ../nbs/04_console.ipynb #5137afc0
+def _near(module: str) -> str:
+    "Name the commands that may have been meant: of a similar name, or in the same wing."
+    from difflib import get_close_matches
+    paths = (path.relative_to(_package()).with_suffix('') for path in _package().rglob('*.py'))
+    names = ('.'.join(('golf_nb', *path.parts)) for path in paths)
+    known = sorted(filter(is_command, {name.removesuffix('.__main__') for name in names} - {'golf_nb'}))
+    short = {name.rpartition('.')[2]: name for name in known}
+    wing = [name for name in known if module.count('.') > 1
+            and name.rpartition('.')[0] == module.rpartition('.')[0]]
+    found = [short[word] for word in get_close_matches(module.rpartition('.')[2], short, 1)] or wing
+    return f', but {" and ".join(found)} {"are" if len(found) > 1 else "is"}' if found else ''
 
 
 def _begin():
@@ -325,7 +342,7 @@ def _begin():
     if not (name := _asked_for()): return
     take_over()
     if name == 'golf_nb' or is_command(name): return
-    print(f'error: {name} is no command; python -m golf_nb lists the commands', file=sys.stderr)
+    print(f'error: {name} is no command{_near(name)}; python -m golf_nb lists the commands', file=sys.stderr)
     os._exit(2)
 
 # %% ../nbs/04_console.ipynb #f6c3e466

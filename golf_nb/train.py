@@ -200,6 +200,7 @@ def main(
             refuse_early(command, folder, again)
             with claimed(folder): pass                 # can it be?
         return _train(command, folder, again, said)
+    except BrokenPipeError: raise                      # of our output: `run` knows it
     except (OSError, ValueError, PresetError) as error: _end(error, folder)
 
 
