@@ -502,7 +502,8 @@ def _nearest(option: str, known: dict[str, Any]) -> str:
     part, _, name = option.rpartition('.')
     def same(other):
         its_part, _, its_name = other.rpartition('.')
-        return (its_part == part) + len(set(re.split('[.-]+', name)) & set(re.split('[.-]+', its_name)) - {''})
+        words, its_words = (set(re.split('[.-]+', text)) - {''} for text in (name, its_name))
+        return (its_part == part) + len(words & its_words)
     most = max(map(same, known))
     alike = [other for other in known if same(other) == most]
     if most < 2: alike.sort(key=lambda other: -difflib.SequenceMatcher(None, option, other).ratio())

@@ -195,7 +195,7 @@ def test_what_fits_is_measured_and_says_when_nothing_does(tmp_path):
     for share in (0.9, 0.6):
         proposals = what_fits(tmp_path/'a', int(share*size))
         assert all(int(line.split(': ')[-1].split()[0].replace(',', '')) <= share*size for line in proposals)
-        k = float(proposals[0].split('-> ')[1].split(')')[0])            # followed, with the weights themselves
+        k = float(proposals[0].split('-> ')[1].split(')')[0])   # with the weights themselves
         again = {'w': Grid(6, 'std', k)}
         assert save(tmp_path/'b', convert({'w': w}, again), {}, again) < 1.01*share*size
     none, = what_fits(tmp_path/'a', 500)
@@ -208,7 +208,7 @@ def test_a_matrix_that_is_lost_is_named():
         convert(w, dict.fromkeys(w, Grid(2, 'std', 12.85)))
     model = torch.nn.Linear(64, 64, bias=False)
     with pytest.warns(QuantWarning, match='weight: all'): prepare(model, {'weight': Grid(2, 'std', 12.85)})
-    convert(w, dict.fromkeys(w, Grid(2)))                                # no warning, or this would be an error
+    convert(w, dict.fromkeys(w, Grid(2)))                   # a warning would be an error
 
 
 def test_the_decoder_is_small(): assert 1000 < decoder_bytes() < 4000
