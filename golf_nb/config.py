@@ -528,7 +528,8 @@ def _in_one_line(box: str, arguments: list[str], known: dict[str, Any]) -> str:
         values = [(arguments[i].split('=')[1:] + arguments[i + 1:])[:1] for i in written][-1:]
         if name not in known: return said
         takes = f'takes {_takes(known[name])}'
-        return f'{" ".join([name, *sum(values, [])])}: {takes}' + (f'; {reason[1]}' if reason and known[name] == Order else '')
+        if reason and known[name] == Order: takes += f'; {reason[1]}'
+        return f'{" ".join([name, *sum(values, [])])}: {takes}'
     if stray := re.search(r'Unrecognized options: ([^,]+?)(?:,| Perhaps| For full|$)', said):
         before = next((a for a, b in pairwise(arguments) if b == stray[1]), '')
         reason = f'; {before} takes {_takes(known[before])}' if before in known else ''
