@@ -366,8 +366,10 @@ def _encoded(parts: Mapping[str, Codes | Tensor], header: Mapping) -> int:
     "Count the bytes of a file with these tensors, by writing it."
     rules = {entry['name']: entry.get('rule', '') for entry in header['tensors']}
     with tempfile.TemporaryDirectory() as folder:
-        try: return save(Path(folder)/'a.golf', parts, header['about'], rules, 'entropy')
-        except ArtifactError: return save(Path(folder)/'a.golf', parts, header['about'], rules)   # too sparse
+        path = Path(folder)/'a.golf'
+        large = sum(math.prod(entry['shape']) for entry in header['tensors']) > 1 << 18   # then in haste
+        try: return save(path, parts, header['about'], rules, 'entropy' if large else 'auto')
+        except ArtifactError: return save(path, parts, header['about'], rules)   # too sparse for it
 
 # %% ../nbs/19_artifact.ipynb #b8c1046c
 class _Search:

@@ -505,7 +505,8 @@ def _nearest(option: str, known: dict[str, Any]) -> str:
     part, _, name = option.rpartition('.')
     def same(other):
         its_part, _, its_name = other.rpartition('.')
-        return (its_part == part) + len(set(re.split('[.-]+', name)) & set(re.split('[.-]+', its_name)) - {''})
+        words, its_words = (set(re.split('[.-]+', text)) - {''} for text in (name, its_name))
+        return (its_part == part) + len(words & its_words)
     most = max(map(same, known))
     alike = [other for other in known if same(other) == most]
     if most < 2: alike.sort(key=lambda other: -difflib.SequenceMatcher(None, option, other).ratio())
@@ -530,7 +531,8 @@ def _in_one_line(box: str, arguments: list[str], known: dict[str, Any]) -> str:
         values = [(arguments[i].split('=')[1:] + arguments[i + 1:])[:1] for i in written][-1:]
         if name not in known: return said
         takes = f'takes {_takes(known[name])}'
-        return f'{" ".join([name, *sum(values, [])])}: {takes}' + (f'; {reason[1]}' if reason and known[name] == Order else '')
+        if reason and known[name] == Order: takes += f'; {reason[1]}'
+        return f'{" ".join([name, *sum(values, [])])}: {takes}'
     if stray := re.search(r'Unrecognized options: ([^,]+?)(?:,| Perhaps| For full|$)', said):
         before = next((a for a, b in pairwise(arguments) if b == stray[1]), '')
         reason = f'; {before} takes {_takes(known[before])}' if before in known else ''
