@@ -39,6 +39,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'golf_nb.artifact.what_fits': ('artifact.html#what_fits', 'golf_nb/artifact.py')},
             'golf_nb.audit.command': { 'golf_nb.audit.command._audit_named': ( 'audit/command.html#_audit_named',
                                                                                'golf_nb/audit/command.py'),
+                                       'golf_nb.audit.command._keep': ('audit/command.html#_keep', 'golf_nb/audit/command.py'),
                                        'golf_nb.audit.command.main': ('audit/command.html#main', 'golf_nb/audit/command.py')},
             'golf_nb.audit.examples': { 'golf_nb.audit.examples.Counter': ('audit/examples.html#counter', 'golf_nb/audit/examples.py'),
                                         'golf_nb.audit.examples.Counter.reveal': ( 'audit/examples.html#counter.reveal',

@@ -17,7 +17,7 @@ from .console import SILENT, Console, kept, run
 from .presets import check_finished, load_config
 
 # %% ../nbs/21_evaluate.ipynb #9912dcd5
-class ScoringError(ValueError): "What cannot be scored, or was scored and cannot be kept; the message says what to do."
+class ScoringError(ValueError): "What cannot be scored, or whose scores cannot be kept; says what to do."
 
 
 def check_stride(
@@ -32,10 +32,11 @@ def read_command(
     arguments: list[str] | None = None,   # None: those of the program
 ) -> argparse.Namespace:                  # folder, source, json, quiet
     "Read the command line, and refuse what cannot be scored."
-    purpose = 'Score the artifact of a finished run on its validation text, and write scores.json into the run.'
+    purpose = 'Score the artifact of a finished run on its validation text; the run keeps the scores.'
     parser = argparse.ArgumentParser(prog='python -m golf_nb.evaluate', description=purpose)
     parser.add_argument('folder', type=Path, metavar='RUN', help='a run directory, e.g. runs/tiny-1337')
-    parser.add_argument('--source', '--data.source', metavar='PATH', help='where the data is now, if it was moved')
+    parser.add_argument('--source', '--data.source', metavar='PATH',
+                        help='where the data is now, if it was moved')
     parser.add_argument('--json', action='store_true',
                         help='print the scores as one JSON object, not as a table; progress goes to stderr')
     parser.add_argument('--quiet', action='store_true', help='show no progress')
@@ -381,9 +382,11 @@ def score_table(
         if whole: rows.append(('  gain of test-time training', f'{scores["ttt_gain"]:+.4f}'))
     if 'note' in scores: rows.append((f'  {scores["note"]}: trained on the validation text', ''))
     rows += [('tokens', f'{scores["tokens"]:,}'), ('bytes', f'{scores["bytes"]:,}'),
-             ('tokens per second', f'{scores["tokens_per_second"]:,.0f}'), ('seconds', f'{scores["seconds"]:.1f}')]
+             ('tokens per second', f'{scores["tokens_per_second"]:,.0f}'),
+             ('seconds', f'{scores["seconds"]:.1f}')]
     if 'ttt_tokens' in scores:
-        rows += [('  of test-time training', f'{scores["ttt_seconds"]:.1f}'), ('  its steps', f'{scores["ttt_steps"]:,}')]
+        rows += [('  of test-time training', f'{scores["ttt_seconds"]:.1f}'),
+                 ('  its steps', f'{scores["ttt_steps"]:,}')]
     wide = max(len(name) for name, _ in rows)
     return '\n'.join(f'{name:{wide}}  {value:>10}'.rstrip() for name, value in rows)
 
@@ -399,8 +402,8 @@ def conclude(
     except OSError as error: failure = error
     print(json.dumps(scores) if as_json else score_table(scores), flush=True)
     if failure:
-        raise ScoringError(f'{path}: {failure.strerror}: the scores are not kept; make room there or allow this user '
-                           'to write, then run the same command again')
+        raise ScoringError(f'{path}: {failure.strerror}: the scores are not kept; make room there or allow '
+                           'this user to write, then run the same command again')
 
 # %% ../nbs/21_evaluate.ipynb #a9deb5ba
 def main(

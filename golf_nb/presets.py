@@ -404,9 +404,9 @@ def check_finished(
     *files: str,                   # of it that are needed, e.g. 'model.golf'
 ):
     "Refuse a folder that is no finished run, and say what to do."
-    if not folder.is_dir(): raise ConfigError(f'{folder}: no such folder; name a finished run, e.g. runs/tiny-1337')
+    wrong = 'no such folder' if not folder.is_dir() else 'no run there (no config.json)'
     if not (folder/'config.json').exists():
-        raise ConfigError(f'{folder}: no run there (no config.json); name a finished run, e.g. runs/tiny-1337')
+        raise ConfigError(f'{folder}: {wrong}; name a finished run, e.g. runs/tiny-1337')
     lacking = [name for name in files if not (folder/name).exists()]
     if lacking:
         raise ConfigError(f'{folder}: this run is not finished (no {lacking[0]}); '

@@ -60,12 +60,13 @@ def side_by_side(
     "Compare the results of several runs."
     columns = [dict(result_rows(report)) for report in reports.values()]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    widths = [max(len(title), *map(len, column.values())) for title, column in zip(reports, columns, strict=True)]
+    pairs = zip(reports, columns, strict=True)
+    widths = [max(map(len, [title, *column.values()])) for title, column in pairs]
     wide = max(map(len, names))
     def line(name, values):
         return f'{name:{wide}}  ' + '  '.join(f'{v:>{w}}' for v, w in zip(values, widths, strict=True))
-    def values(name): return [column.get(name, '-') for column in columns]
-    return '\n'.join(line(*row).rstrip() for row in [('', reports), *((name, values(name)) for name in names)])
+    rows = {'': list(reports)} | {name: [column.get(name, '-') for column in columns] for name in names}
+    return '\n'.join(line(name, values).rstrip() for name, values in rows.items())
 
 # %% ../nbs/23_report.ipynb #088dab1b
 def read_report(
@@ -79,12 +80,12 @@ def read_report(
         if (path := folder/'scores.json').exists():
             scores = json.loads(path.read_text())
             report['scored'] = scores
-            report['bpb'] = report['bpb'] | {name: scores[name] for name in (*report['bpb'], 'ttt') if name in scores}
+            report['bpb'] |= {name: scores[name] for name in (*report['bpb'], 'ttt') if name in scores}
         result_rows(report)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f'no {error}' if isinstance(error, KeyError) else error
-        raise ConfigError(f'{path} is cut short, spoiled, or of another version ({said}); write it anew with: '
-                          f'python -m golf_nb.train --resume {shlex.quote(str(folder))}') from None
+        raise ConfigError(f'{path} is cut short, spoiled, or of another version ({said}); write it '
+                          f'anew with: python -m golf_nb.train --resume {shlex.quote(str(folder))}') from None
     return report
 
 

@@ -25,12 +25,13 @@ from .presets import check_finished, load_config
 @dataclass(frozen=True)
 class Command:
     "Score a finished run with test-time training, and add the result to its scores.json."
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='RUN')]   # a run directory; the first word
+    # a run directory; the first word
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='RUN')]
     ttt: Annotated[TTTConfig, tyro.conf.arg(name='')] = TTTConfig()
     # where the data is now, if it was moved
     source: Annotated[str | None, tyro.conf.arg(aliases=('--data.source',))] = None
-    json: bool = False           # print the scores as one JSON object, not as a table; progress goes to stderr
-    quiet: bool = False          # show no progress
+    json: bool = False       # print the scores as one JSON object, not as a table; progress goes to stderr
+    quiet: bool = False      # show no progress
 
 
 NEEDED = 'sliding', 'window', 'stride', 'bytes', 'tokens', 'tokens_per_second'     # of scores.json
@@ -40,9 +41,11 @@ def read_scores(
     folder: Path,        # a run directory
 ) -> dict:               # what scores.json holds
     "Read the scores of a run that has been scored."
-    path, again = folder/'scores.json', f'score it with: python -m golf_nb.evaluate {shlex.quote(str(folder))}'
+    path = folder/'scores.json'
+    again = f'score it with: python -m golf_nb.evaluate {shlex.quote(str(folder))}'
     try: scores = json.loads(path.read_text())
-    except FileNotFoundError: raise ConfigError(f'{folder}: not scored yet (no scores.json); {again}') from None
+    except FileNotFoundError:
+        raise ConfigError(f'{folder}: not scored yet (no scores.json); {again}') from None
     except ValueError: raise ConfigError(f'{path} is cut short or spoiled; {again}') from None
     lacking = [name for name in NEEDED if not isinstance(scores, dict) or scores.get(name) is None]
     if lacking: raise ConfigError(f'{path} lacks {", ".join(lacking)}; {again}')
@@ -61,8 +64,8 @@ def read_command(
         chosen = tyro.cli(Command, args=words, default=default, prog='python -m golf_nb.ttt')
         if folder is None: raise ConfigError('which run? python -m golf_nb.ttt RUN [options]')
         if chosen.ttt.update == 'off':
-            raise ConfigError(f'{folder}: its configuration has no test-time training (ttt.update is off); choose '
-                              'one, e.g. --update sgd')
+            raise ConfigError(f'{folder}: its configuration has no test-time training (ttt.update is off); '
+                              'choose one, e.g. --update sgd')
         read_scores(folder)
     except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
     return chosen

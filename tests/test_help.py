@@ -21,7 +21,7 @@ print('torch was imported' if 'torch' in sys.modules else 'no torch')
 """
 
 
-@pytest.mark.parametrize('module', ['train', 'authoring.book'])
+@pytest.mark.parametrize('module', ['train', 'evaluate', 'ttt', 'report', 'study.grid', 'authoring.book'])
 def test_help_does_not_import_torch(module):
     shown = run(sys.executable, '-c', ASK, f'golf_nb.{module}', '--help')
     assert 'usage:' in shown.lower() and shown.splitlines()[-1] == 'no torch'

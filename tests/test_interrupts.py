@@ -25,8 +25,8 @@ from golf_nb.study.grid import toy_text, train_net
 ROOT = Path(__file__).parent.parent
 SMALL = {
     'steps': 2, 'model.dim': 32, 'model.hidden': 64, 'model.vocab': 384, 'model.bigram.buckets': 64,
-    'quant.min_numel': 1000, 'data.seq_len': 32, 'data.batch_tokens': 64, 'eval.window': 128, 'eval.stride': 32,
-    'eval.batch': 8, 'log_every': 1, 'compile': False, 'checkpoint_seconds': 60.,
+    'quant.min_numel': 1000, 'data.seq_len': 32, 'data.batch_tokens': 64, 'eval.window': 128,
+    'eval.stride': 32, 'eval.batch': 8, 'log_every': 1, 'compile': False, 'checkpoint_seconds': 60.,
 }
 GRID = {'set': SMALL | {'steps': 400, 'data.source': 'text'}, 'seeds': [1],
         'arms': {'one': {'model.schedule': {'order': '0 1 2'}}}}
@@ -192,8 +192,8 @@ def test_a_full_disk_costs_no_scores(place):
         said, complained = process.communicate()
     assert process.returncode == 1 and json.loads(said)['window'] == 128
     assert complained.splitlines() == [
-        f'error: run/scores.json: {os.strerror(errno.EFBIG)}: the scores are not kept; make room there or allow '
-        'this user to write, then run the same command again']
+        f'error: run/scores.json: {os.strerror(errno.EFBIG)}: the scores are not kept; make room there or '
+        'allow this user to write, then run the same command again']
     assert (place/'run'/'scores.json').read_bytes() == before
 
 
@@ -227,7 +227,8 @@ def test_a_console_without_our_characters_gets_others(place, environment):
     for name in ('lauf \u2192 \u03b1', 'zwei'): shutil.copytree(place/'told', place/name)
     with started(place, 'golf_nb.report', 'zwei', 'lauf \u2192 \u03b1', env=environment) as process:
         said, complained = process.communicate()
-    assert (process.returncode, complained) == (0, '') and said.splitlines()[0].split() == ['zwei', 'lauf', '->', '?']
+    assert (process.returncode, complained) == (0, '')
+    assert said.splitlines()[0].split() == ['zwei', 'lauf', '->', '?']
     with started(place, 'golf_nb.report', 'none \u2192', env=environment) as process:
         _, complained = process.communicate()
     assert complained.startswith('error: none ->: no such folder') and complained.count('\n') == 1

@@ -31,6 +31,15 @@ def _audit_named(chosen: argparse.Namespace, console: Console) -> Report:
         return audit(party, stream, tokenizer=data.tokenizer, seed=chosen.seed)
 
 
+def _keep(report: Report, path: Path) -> str:
+    "Write a report; say why if it cannot be written."
+    try: write_atomically(path, json.dumps(report.as_dict(), indent=1).encode())
+    except OSError as error:
+        return (f'{path}: {error.strerror}: the report is not kept; make room there or allow this user '
+                'to write')
+    return ''
+
+
 def main(
     arguments: list[str] | None = None,   # None: those of the command line
 ) -> int:                                 # 0: all passed, 1: something failed, 2: undecided, or not started
@@ -52,10 +61,8 @@ def main(
         try:
             if ':' in chosen.target and not folder.exists(): report = _audit_named(chosen, console)
             else:
-                report, path = audit_folder(folder, chosen.seconds, not chosen.no_protocol, console), folder/'audit.json'
-                try: write_atomically(path, json.dumps(report.as_dict(), indent=1).encode())
-                except OSError as error: failure = f'{path}: {error.strerror}: the report is not kept; make room there '\
-                                                   'or allow this user to write'
+                report = audit_folder(folder, chosen.seconds, not chosen.no_protocol, console)
+                failure = _keep(report, folder/'audit.json')
         except (ValueError, OSError) as error: parser.exit(2, f'error: {error}\n')
     print(report)
     verdicts = [row.verdict for row in report.rows]

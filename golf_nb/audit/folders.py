@@ -144,7 +144,7 @@ def _evidence_rows(found: Evidence) -> list[Row]:
     return [shown, Row('evidence agrees', verdict_of(bool(wrong)), evidence)]
 
 
-CLOCKS = 'tokens_per_second', 'seconds', 'ttt_seconds'     # of scores.json: they differ whenever it is made anew
+CLOCKS = 'tokens_per_second', 'seconds', 'ttt_seconds'     # of scores.json; they are never the same twice
 
 
 def _agree(a: Any, b: Any) -> bool:

@@ -254,8 +254,8 @@ def train_net(
     config: RunConfig,
     folder: Path,              # the run directory
     console: Console = SILENT, # where messages and progress go
-) -> dict:                     # the report
-    "Train, quantize, and score one net; go on where an earlier process stopped. `Stopped`: asked to; it is saved."
+) -> dict:                     # the report; `Stopped` is raised if it was asked to stop, and has saved
+    "Train, quantize, and score one net; go on where an earlier process stopped."
     from golf_nb.evaluate import score_run
     from golf_nb.model import count_parameters
     from golf_nb.report import artifact_parts, circumstances
@@ -578,9 +578,10 @@ def main(
         return 0
     before = [job for job in jobs if states[job].startswith('failed') and not options.retry]
     todo = [job for job in jobs if states[job] != 'done' and job not in before]
-    console.say(f'{len(jobs)} runs, {len(todo)} to do' + f'; {len(before)} failed before (--retry)'*bool(before))
+    failed = f'; {len(before)} failed before (--retry)'*bool(before)
+    console.say(f'{len(jobs)} runs, {len(todo)} to do{failed}')
     if options.toy and todo: toy_text(Path(TOY[2]))
-    with kept('finished runs are recorded, begun ones have their last checkpoint; run the same command to continue'):
+    with kept('all runs have their last checkpoint; run the same command to continue'):
         if options.workers == 0: return _in_this_process(todo, console)
         words = [sys.executable, '-m', 'golf_nb.study.grid', *map(str, options.grids), *['--toy']*options.toy]
         return int(run_all(todo, words, options.workers, console) > 0)
