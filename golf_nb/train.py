@@ -52,13 +52,16 @@ def read_command(
 # %% ../nbs/26_train.ipynb #55810bfa
 def own_vocab(
     data: DataConfig,
+    vocab: int,              # which data set, if there are several
 ) -> int | None:             # pieces of the tokenizer that the data come with; None: one will be trained
     "Find out whether the data decide the vocabulary."
-    from golf_nb.tokenizer import Tokenizer
-    if data.tokenizer is not None: return Tokenizer.load(data.tokenizer).vocab
+    from golf_nb.shards import shard_folder, tokenizers_of
+    from golf_nb.tokenizer import load_tokenizer
+    if data.tokenizer is not None: return load_tokenizer(data.tokenizer).vocab
     path = Path(data.source).expanduser()
-    models = sorted(path.glob('*.model')) if any(path.glob('*.bin')) else []
-    return Tokenizer.load(models[0]).vocab if len(models) == 1 else None
+    folder = shard_folder(path, vocab) if path.is_dir() else None
+    models = tokenizers_of(folder) if folder else []
+    return load_tokenizer(models[0]).vocab if len(models) == 1 else None
 
 
 def with_own_vocab(
@@ -68,7 +71,7 @@ def with_own_vocab(
     "Take the vocabulary from the tokenizer that the data come with, unless it was given."
     model, given = command.run.model, {word.partition('=')[0] for word in arguments}
     if command.resume or '--model.vocab' in given: return command, ''
-    pieces = own_vocab(command.run.data)
+    pieces = own_vocab(command.run.data, model.vocab)
     if pieces in (None, model.vocab): return command, ''
     changed = replace(command, run=replace(command.run, model=replace(model, vocab=pieces)))
     return changed, f'model.vocab is {pieces}, that of the tokenizer the data come with; not {model.vocab}'

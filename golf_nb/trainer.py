@@ -58,7 +58,7 @@ from .optim import Clock, decay_multiplier, rate_multiplier
 from .presets import read_config, unlike
 from .quant import Codes, plan_grids
 from .report import artifact_parts, circumstances, draw_run, read_log
-from .runs import NOT_LEGAL, changed, check_identity, identity_of, located, open_data, write_identity
+from .runs import NOT_LEGAL, changed, check_identity, check_texts, located, open_data, write_identity
 from .ttt import train_on_validation
 
 # %% ../nbs/25_trainer.ipynb #4cce31ce
@@ -91,7 +91,7 @@ def checkpoint(
         'loader': states,
         'config': to_dict(run.config),
         'dataset': run.dataset.fingerprint,
-        'identity': identity_of(run.dataset),
+        'identity': run.dataset.identity,
         'logged': run.logged,
         'prolonged': run.prolonged,
     }
@@ -174,7 +174,7 @@ def resume(
     facts, tensors = read_checkpoint(path, run.process.device)
     before = read_config(facts['config'])
     differs = unlike(before, run.config)
-    if 'identity' in facts: differs += changed(facts['identity'], identity_of(run.dataset))
+    if 'identity' in facts: differs += changed(facts['identity'], run.dataset.identity)
     else: differs += changed({'data': facts['dataset']}, {'data': run.dataset.fingerprint})
     if differs: raise TrainingError(f'{path} belongs to another run; it differs in {"; ".join(differs)}')
     states, world = facts['loader'], run.process.world
@@ -400,7 +400,7 @@ def write_result(
 ):
     "Replace the weights by their average, if there is one; write the float weights and the artifact."
     config, about = run.config, {'preset': run.config.preset, 'model': to_dict(run.config.model)}
-    identity = identity_of(run.dataset)
+    identity = run.dataset.identity
     about |= {part: identity[part] for part in ('tokenizer', 'byte table') if part in identity}
     for average in run.averages.values(): average.copy_to(run.model)
     about['qat'], run.model.fake_quant = run.model.fake_quant is not None, None
@@ -524,7 +524,7 @@ def finish(
         'processes': run.process.world,
         **circumstances(),
         'dataset': run.dataset.fingerprint,
-        'identity': identity_of(run.dataset),
+        'identity': run.dataset.identity,
         **({'prolonged': run.prolonged} if run.prolonged else {}),
         'config': to_dict(config),
     }
@@ -618,7 +618,9 @@ def train(
     "Train, quantize, score, and report one model."
     config = resolve_config(located(config), process)
     _introduce(config, folder, process, console)
-    with console.phase('opening the data'): dataset = open_data(config)
+    if again: check_texts(folder, config)
+    dataset = open_data(config, console)
+    for note in dataset.notes: console.say(f'note: {note}')
     if process.first and (folder/'checkpoint').exists() and not again:
         raise TrainingError(f'{folder} holds a run already: choose another --out, or {go_on(folder)}')
     if again: check_identity(folder, config, dataset)
