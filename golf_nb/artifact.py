@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'MAX_FILE', 'MAX_HEADER', 'MAX_ELEMENTS', 'STEPS_CODEC', 'CODES_KEYS', 'VALUES_KEYS', 'STREAM_KEYS', 'FLOATS',
-           'save', 'read_header', 'load', 'ledger', 'by_group', 'what_fits', 'main']
+           'MARGIN', 'save', 'read_header', 'load', 'ledger', 'by_group', 'what_fits', 'main']
 
 # %% ../nbs/19_artifact.ipynb #c2414692
 import argparse
@@ -372,6 +372,9 @@ def _encoded(parts: Mapping[str, Codes | Tensor], header: Mapping) -> int:
         except ArtifactError: return save(path, parts, header['about'], rules)   # too sparse for it
 
 # %% ../nbs/19_artifact.ipynb #b8c1046c
+MARGIN = 1.03   # the weights that follow the advice are not those that can be guessed from their codes
+
+
 class _Search:
     "Looks for coarser versions of a file that fit; what is proposed was encoded and measured."
     def __init__(self, path: str | Path, cap: int, code_bytes: int):
@@ -388,14 +391,15 @@ class _Search:
     def likely(self, parts: Mapping) -> bool:
         "Estimate from the entropy whether the file fits; a matrix of zeros is no proposal."
         lost = any(part.codes.any() and not parts[name].codes.any() for name, part in self.coded.items())
-        return not lost and self.rest + _coded_bits(parts)/8 <= 1.01*self.cap
+        return not lost and self.rest + _coded_bits(parts)/8 <= self.cap/MARGIN*1.01
 
     def measure(self, words: str, parts: Mapping) -> bool:
         "Encode; note the proposal if it fits."
         size = _encoded(parts, self.header) + self.code
         self.least = min(self.least, size)
-        if size <= self.cap: self.found.append(f'{words}: {size:,} bytes')
-        return size <= self.cap
+        fits = MARGIN*size <= self.cap
+        if fits: self.found.append(f'{words}: {size:,} bytes')
+        return fits
 
 
 def what_fits(

@@ -197,7 +197,7 @@ def test_what_fits_is_measured_and_says_when_nothing_does(tmp_path):
         assert all(int(line.split(': ')[-1].split()[0].replace(',', '')) <= share*size for line in proposals)
         k = float(proposals[0].split('-> ')[1].split(')')[0])   # with the weights themselves
         again = {'w': Grid(6, 'std', k)}
-        assert save(tmp_path/'b', convert({'w': w}, again), {}, again) < 1.01*share*size
+        assert save(tmp_path/'b', convert({'w': w}, again), {}, again) <= share*size
     none, = what_fits(tmp_path/'a', 500)
     assert none.startswith('nothing of this kind fits')
 
