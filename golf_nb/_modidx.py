@@ -1383,7 +1383,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'golf_nb.step.first_not_finite': ('step.html#first_not_finite', 'golf_nb/step.py'),
                               'golf_nb.step.gradients': ('step.html#gradients', 'golf_nb/step.py'),
                               'golf_nb.step.mean_loss': ('step.html#mean_loss', 'golf_nb/step.py'),
-                              'golf_nb.step.parts_of': ('step.html#parts_of', 'golf_nb/step.py'),
                               'golf_nb.step.process_group': ('step.html#process_group', 'golf_nb/step.py'),
                               'golf_nb.step.qat_due': ('step.html#qat_due', 'golf_nb/step.py'),
                               'golf_nb.step.resolve_config': ('step.html#resolve_config', 'golf_nb/step.py'),

@@ -105,7 +105,7 @@ def _refuse(folder: Path, config: RunConfig, differs: list[str], where: str):
     if not differs: return
     raise RunError(f'{folder}: the data in {config.data.source} is not what this run was made with; '
                    f'{", ".join(differs)} (recorded in {where} -> found there). Put it back as it was; '
-                   'if it was moved, give the new place with --source')
+                   'if it was moved, give the new place with --data.source')
 
 
 def check_texts(

@@ -38,7 +38,6 @@ from golf_nb.step import (
     TrainingError,
     depths,
     mean_loss,
-    parts_of,
     resolve_config,
     schedule_at,
     start,
@@ -53,6 +52,7 @@ from .data import compressor_bpb, read_shard
 from .files import write_atomically
 from .gptq import calibrate, quantize
 from .layers import DTYPES, computes_bf16
+from .limits import parts_of
 from .model import build, count_parameters
 from .optim import Clock, decay_multiplier, rate_multiplier
 from .presets import read_config, unlike
@@ -252,7 +252,7 @@ def prime(run: Run):
     weights = [p.detach().clone() for p in run.model.parameters()]
     def copied(state): return {key: value.clone() for key, value in state.items()}
     states = [{p: copied(state) for p, state in optimizer.state.items()} for optimizer in run.optimizers]
-    parts = parts_of(config, run.process)[0]*run.process.world
+    parts = parts_of(config, run.process.world)[0]*run.process.world
     rows = config.data.batch_tokens//config.data.seq_len//parts
     tokens = torch.zeros(rows, config.data.seq_len, dtype=torch.long, device=run.process.device)
     for schedule in depths(config.model.schedule, config.depth_at):
@@ -375,7 +375,7 @@ def quantized(
     "Quantize the result; calibration reads training text from its beginning, as #1493 does."
     config, begin, hessians = run.config, time.monotonic(), None
     kind, options = LOADERS[config.data.loader]
-    parts = parts_of(config, run.process)[0]*run.process.world
+    parts = parts_of(config, run.process.world)[0]*run.process.world
     def text():
         loader = kind(run.dataset.train, tokens=config.data.batch_tokens, seq_len=config.data.seq_len,
                       accum=parts, vocab=config.model.vocab, **options)
