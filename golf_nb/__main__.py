@@ -8,6 +8,8 @@ __all__ = ['COMMANDS', 'listing', 'main']
 # %% ../nbs/27_main.ipynb #b2dbda2b
 import sys
 
+from .console import run
+
 # %% ../nbs/27_main.ipynb #b9ea96b9
 COMMANDS = {
     'train': 'train, quantize, score, and report one model; --explain says what it would do and cost',
@@ -43,4 +45,4 @@ def main(
     return 2 if words and not {*words} <= {'-h', '--help'} else 0
 
 # %% ../nbs/27_main.ipynb #17fd017f
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals(): run(main)

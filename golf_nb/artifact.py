@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'MAX_FILE', 'MAX_HEADER', 'MAX_ELEMENTS', 'STEPS_CODEC', 'CODES_KEYS', 'VALUES_KEYS', 'STREAM_KEYS', 'FLOATS',
-           'save', 'read_header', 'load', 'ledger', 'by_group', 'what_fits', 'main']
+           'MARGIN', 'save', 'read_header', 'load', 'ledger', 'by_group', 'what_fits', 'main']
 
 # %% ../nbs/19_artifact.ipynb #c2414692
 import argparse
@@ -13,7 +13,9 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from golf_nb.codecs import (
     stored_bytes,
 )
 
+from .console import run
 from .files import sha256, write_atomically
 from .quant import Codes, Grid
 
@@ -342,43 +345,87 @@ def by_group(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 # %% ../nbs/19_artifact.ipynb #35a9b7d3
-def _entropy_bytes(part: Codes, factor: float = 1., fewer: int = 0) -> float:
-    "Estimate the entropy in bytes of codes with steps `factor` times as large, or with fewer bits."
-    top = (part.top + 1 >> fewer) - 1
-    counts = torch.bincount(part.codes.flatten().long() - part.bottom, minlength=part.top - part.bottom + 1)
-    ends = np.arange(part.bottom, part.top + 2) - 0.5                  # of the current levels
-    new = (np.arange(-top, top + 2) - 0.5)*(part.top/top if fewer else factor)
-    new[[0, -1]] = ends[[0, -1]]                                       # the outermost levels take the rest
-    share = np.diff(np.interp(new, ends, np.concatenate([[0], counts.cumsum(0).numpy()])))
-    share = share[share > 0]
-    return float(-(share*np.log2(share/share.sum())).sum()/8)
+def _coarser(part: Codes, factor: float = 1., fewer: int = 0) -> Codes:
+    "Round a tensor as its weights would be on larger steps, or with fewer bits for the same range."
+    top, coarse = (part.top + 1 >> fewer) - 1, factor*part.top/((part.top + 1 >> fewer) - 1)
+    # A code stands for all weights of its interval; taken as one weight, too many would become 0.
+    spread = torch.rand(part.codes.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    rows = part.codes.flatten(1).any(1) if part.codes.ndim == 2 else part.codes.any()
+    weights = (part.codes + spread)*(rows[:, None] if part.codes.ndim == 2 else rows)
+    codes = (weights/coarse).round().clamp(-top - part.low, top).to(torch.int8)
+    return Codes(codes, (part.steps.float()*coarse).to(part.steps.dtype), part.bits - fewer, part.low)
+
+
+def _coded_bits(parts: Mapping[str, Codes | Tensor]) -> float:
+    "Sum the entropy of all codes."
+    codes = [part.codes for part in parts.values() if isinstance(part, Codes)]
+    return sum(entropy_bits(part)*part.numel() for part in codes)
+
+
+def _encoded(parts: Mapping[str, Codes | Tensor], header: Mapping) -> int:
+    "Count the bytes of a file with these tensors, by writing it."
+    rules = {entry['name']: entry.get('rule', '') for entry in header['tensors']}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/'a.golf'
+        large = sum(math.prod(entry['shape']) for entry in header['tensors']) > 1 << 18   # then in haste
+        try: return save(path, parts, header['about'], rules, 'entropy' if large else 'auto')
+        except ArtifactError: return save(path, parts, header['about'], rules)   # too sparse for it
+
+# %% ../nbs/19_artifact.ipynb #b8c1046c
+MARGIN = 1.03   # the weights that follow the advice are not those that can be guessed from their codes
+
+
+class _Search:
+    "Looks for coarser versions of a file that fit; what is proposed was encoded and measured."
+    def __init__(self, path: str | Path, cap: int, code_bytes: int):
+        self.parts, self.header, self.cap, self.code = load(path), read_header(path), cap, code_bytes
+        self.coded = {name: part for name, part in self.parts.items() if isinstance(part, Codes)}
+        self.rest = Path(path).stat().st_size + code_bytes - _coded_bits(self.parts)/8
+        self.least, self.found = math.inf, []
+
+    def changed(self, names: Iterable[str], factor: float = 1., fewer: int = 0) -> dict[str, Codes | Tensor]:
+        "Make some tensors coarser; one that has too few bits stays."
+        return self.parts | {name: _coarser(self.coded[name], factor, fewer) for name in names
+                             if self.coded[name].bits - fewer >= 2}
+
+    def likely(self, parts: Mapping) -> bool:
+        "Estimate from the entropy whether the file fits; a matrix of zeros is no proposal."
+        lost = any(part.codes.any() and not parts[name].codes.any() for name, part in self.coded.items())
+        return not lost and self.rest + _coded_bits(parts)/8 <= self.cap/MARGIN*1.01
+
+    def measure(self, words: str, parts: Mapping) -> bool:
+        "Encode; note the proposal if it fits."
+        size = _encoded(parts, self.header) + self.code
+        self.least = min(self.least, size)
+        fits = MARGIN*size <= self.cap
+        if fits: self.found.append(f'{words}: {size:,} bytes')
+        return fits
 
 
 def what_fits(
     path: str | Path,      # an artifact
     cap: int,              # largest allowed size in bytes
     code_bytes: int = 0,   # of the program that reads it
-) -> list[str]:            # proposals, one line each; none if it fits
+) -> list[str]:            # proposals with their measured sizes, or that there is none; empty if it fits
     "Propose how to bring an artifact below a cap, from its codes alone."
-    size = Path(path).stat().st_size + code_bytes
-    if size <= cap: return []
-    spent = {row['tensor']: row['coded bytes'] for row in ledger(path)}
-    coded = {name: part for name, part in load(path).items() if isinstance(part, Codes)}
+    if Path(path).stat().st_size + code_bytes <= cap: return []
+    search = _Search(path, cap, code_bytes)
+    coded = search.coded
     if not coded: return ['no tensor is quantized: put the largest ones on a grid']
-    def then(names, factor=1., fewer=0):
-        known = [(name, coded[name]) for name in names if coded[name].bits - fewer >= 2]
-        return size - sum(spent[name]*(1 - _entropy_bytes(part, factor, fewer)/max(1., _entropy_bytes(part)))
-                          for name, part in known)
-    found = []
-    factor = next((1.02**i for i in range(1, 120) if then(coded, 1.02**i) <= cap), None)
-    if factor: found.append(f'steps {factor:.3f} times as large ({_new_rules(path, factor)}): '
-                            f'about {then(coded, factor):,.0f} bytes')
-    fewer = next((n for n in (1, 2, 3) if then(coded, fewer=n) <= cap), 3)
-    found.append(f'{fewer} bit{"s"*(fewer > 1)} fewer in every quantized tensor: about '
-                 f'{then(coded, fewer=fewer):,.0f} bytes')
-    largest = max(coded, key=lambda name: spent[name])
-    return [*found, f'one bit fewer in only the largest tensor, {largest} with {spent[largest]:,.0f} bytes: '
-                    f'about {then([largest], fewer=1):,.0f} bytes']
+    factors = [1.04**i for i in range(1, 60)]
+    first = bisect_left(factors, True, key=lambda factor: search.likely(search.changed(coded, factor)))
+    for factor in factors[first:first + 4]:
+        parts, words = search.changed(coded, factor), f'steps {factor:.3f} times as large'
+        if search.likely(parts) and search.measure(f'{words} ({_new_rules(path, factor)})', parts): break
+    for fewer in range(1, max(part.bits for part in coded.values()) - 1):
+        parts, bits = search.changed(coded, fewer=fewer), f'{fewer} bit{"s"*(fewer > 1)}'
+        if search.likely(parts) and search.measure(f'{bits} fewer in every quantized tensor', parts): break
+    largest = max(coded, key=lambda name: entropy_bits(coded[name].codes)*coded[name].codes.numel())
+    parts = search.changed([largest], fewer=1)
+    if search.likely(parts): search.measure(f'one bit fewer in only the largest tensor, {largest}', parts)
+    tried = f'; the smallest that was tried has {search.least:,} bytes' if search.least < math.inf else ''
+    return search.found or ['nothing of this kind fits, neither steps up to 10 times as large nor down to 2 '
+                            f'bits{tried}; make the model smaller']
 
 
 def _new_rules(path: str | Path, factor: float) -> str:
@@ -400,7 +447,7 @@ def _printed(table: list[dict]) -> str:
     return '\n'.join(' '.join(cell.rjust(w) for cell, w in zip(line, wide, strict=True)) for line in cells)
 
 
-def main():
+def main() -> int:   # exit status: 1 over the cap
     "Print the byte ledger of an artifact."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.artifact',
                                      description='Print where the bytes of an artifact go.')
@@ -410,8 +457,7 @@ def main():
     parser.add_argument('--code-bytes', type=int, default=0,
                         help='bytes of the program that reads it, to be counted too (default: %(default)s)')
     chosen = parser.parse_args()
-    try: table = ledger(chosen.file, chosen.code_bytes)
-    except ArtifactError as error: raise SystemExit(f'error: {error}') from None
+    table = ledger(chosen.file, chosen.code_bytes)
     print(_printed(table))
     coded = [row for row in table if row.get('entropy') is not None]
     bound = sum(row['elements']*row['entropy'] for row in coded)/8
@@ -420,10 +466,10 @@ def main():
     print(f'the entropy coder needs {decoder_bytes():,} bytes of code in its reader, not counted here')
     size = chosen.file.stat().st_size + chosen.code_bytes
     print(f'{size:,} bytes, {100*size/chosen.cap:.1f} % of the cap of {chosen.cap:,}')
-    if size <= chosen.cap: return
+    if size <= chosen.cap: return 0
     print(f'{size - chosen.cap:,} bytes over the cap. What would make it fit:')
     for proposal in what_fits(chosen.file, chosen.cap, chosen.code_bytes): print(f'- {proposal}')
-    raise SystemExit(1)
+    return 1
 
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): run(main)

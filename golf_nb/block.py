@@ -160,6 +160,8 @@ def mlp(
     hook=lambda name, x: None,      # receives named intermediates
 ) -> Float[Tensor, "B T D"]:
     "Apply two matrices with a squared rectifier between: relu(h)^2, or leaky_relu(h, 0.5)^2."
+    if activation not in ('relu2', 'leaky2'):
+        raise ValueError(f"activation must be 'relu2' or 'leaky2', got {activation!r}")
     h = linear(n, w.up)
     h = F.relu(h) if activation == 'relu2' else F.leaky_relu(h, 0.5)
     h = h*h

@@ -5,23 +5,39 @@
 # %% auto #0
 __all__ = ['Count', 'Heads', 'Blocks', 'Width', 'Vocab', 'Buckets', 'Tokens', 'Length', 'BatchTokens', 'Bits', 'EmbedBits',
            'Elements', 'Bytes', 'Steps', 'Budget', 'Warmup', 'Iterations', 'Epochs', 'Seed', 'Seconds', 'Wait', 'Share',
-           'BelowOne', 'Rate', 'Factor', 'Spread', 'Deviations', 'Positive', 'SmallStep', 'Range', 'numbers', 'Rope',
-           'Bigram', 'ValueEmbed', 'Init', 'ModelConfig', 'Rounding', 'Calibration', 'QuantConfig', 'OptimConfig',
-           'DataConfig', 'EvalConfig', 'TTTConfig', 'RunConfig', 'ConfigError', 'to_dict', 'from_dict', 'change',
-           'differences', 'Command', 'parse']
+           'BelowOne', 'Rate', 'Factor', 'Spread', 'Deviations', 'Positive', 'SmallStep', 'Order', 'Range', 'numbers',
+           'Rope', 'Bigram', 'ValueEmbed', 'Init', 'ModelConfig', 'Rounding', 'Calibration', 'QuantConfig',
+           'OptimConfig', 'DataConfig', 'EvalConfig', 'TTTConfig', 'RunConfig', 'ConfigError', 'to_dict', 'from_dict',
+           'change', 'differences', 'Command', 'option_types', 'read_options', 'parse']
 
 # %% ../nbs/02_config.ipynb #9fd272e5
 import difflib
+import io
+import os
+import re
+import sys
 import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from .schedule import Schedule, ScheduleError, from_json, from_order, to_json
+from golf_nb.schedule import (
+    Schedule,
+    ScheduleError,
+    Style,
+    fold_order,
+    from_json,
+    from_order,
+    restyled,
+    to_json,
+    unfold_order,
+)
 
 # %% ../nbs/02_config.ipynb #88032a39
 @dataclass(frozen=True)
@@ -124,10 +140,17 @@ class Init:
     bigram_zero: Literal['proj', 'table'] = 'proj'  # part of the bigram that starts at zero (#1406: table)
 
 # %% ../nbs/02_config.ipynb #cf2bc156
+Order = Annotated[Schedule, PrimitiveConstructorSpec(
+    nargs=1, metavar='ORDER', instance_from_str=lambda given: from_order(unfold_order(given[0])),
+    is_instance=lambda value: isinstance(value, Schedule),
+    str_from_instance=lambda schedule: [fold_order(schedule.order)])]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     "A depth-recurrent language model."
-    schedule: Annotated[Schedule, tyro.conf.Suppress] = from_order([0])  # which block runs when
+    # which block runs when: numbers, commas or not, repeated runs in brackets, e.g. '0 (1 2)x4 3'
+    schedule: Order = from_order([0])
     vocab: Vocab = 1024                   # pieces of the tokenizer
     dim: Width = 256                      # width D of the residual stream
     heads: Heads = 4                      # query heads H; head dim = dim/heads
@@ -431,7 +454,7 @@ def differences(
     changed = [key for key in {**left, **right} if left.get(key) != right.get(key)]
     return [f'{key}: {left.get(key)} -> {right.get(key)}' for key in changed]
 
-# %% ../nbs/02_config.ipynb #6590adbd
+# %% ../nbs/02_config.ipynb #dcd62cab
 @dataclass(frozen=True)
 class Command:
     "Train, quantize, score, and report one depth-recurrent language model."
@@ -442,6 +465,101 @@ class Command:
     resume: Path | None = None
     quiet: bool = False          # print nothing but errors
     explain: bool = False        # print what the run would do and cost, and exit
+    schedule: Style = Style()    # style of --model.schedule; what is left open stays as in the preset
+
+# %% ../nbs/02_config.ipynb #b99c345a
+def option_types(
+    config: Any,         # a config dataclass
+    where: str = '',     # its path
+) -> dict[str, Any]:     # the type of each option, e.g. of '--optim.matrix-lr'; a switch is there twice
+    "List the options that a configuration has on the command line."
+    found: dict[str, Any] = {}
+    for name, hint in _hints(type(config)).items():
+        value, path = getattr(config, name), '' if name == 'run' else f'{where}{name.replace("_", "-")}'
+        if is_dataclass(value) and not isinstance(value, Schedule):
+            found |= option_types(value, f'{path}.' if path else where)
+        elif value is not None or not any(map(is_dataclass, get_args(hint))): found[f'--{path}'] = hint
+        part, dot, leaf = path.rpartition('.')
+        if hint is bool: found[f'--{part}{dot}no-{leaf}'] = hint
+    return found
+
+
+def _takes(hint: Any) -> str:
+    "Say in words what an option takes."
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is bool: return 'no value'
+    if hint == Order: return "an order of blocks, e.g. '0 (1 2)x4 3'"
+    if origin is Annotated:
+        span = next((str(part) for part in args if isinstance(part, Range)), '')
+        return f'{_takes(args[0])} {span}'.strip()
+    if origin is Literal: return 'one of ' + ', '.join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return ' or '.join(_takes(arg) for arg in args if arg is not type(None)) + ', or None'
+    if origin is tuple:
+        return f'{"" if args[-1] is Ellipsis else len(args)} values, each {_takes(args[0])}'.strip()
+    return {int: 'a whole number', float: 'a number', str: 'a text', Path: 'a path'}.get(hint, str(hint))
+
+# %% ../nbs/02_config.ipynb #f36782cd
+def _nearest(option: str, known: dict[str, Any]) -> str:
+    "Find what was probably meant: options of the same part with the same words, else the most similar one."
+    part, _, name = option.rpartition('.')
+    def same(other):
+        its_part, _, its_name = other.rpartition('.')
+        words, its_words = (set(re.split('[.-]+', text)) - {''} for text in (name, its_name))
+        return (its_part == part) + len(words & its_words)
+    most = max(map(same, known))
+    alike = [other for other in known if same(other) == most]
+    if most < 2: alike.sort(key=lambda other: -difflib.SequenceMatcher(None, option, other).ratio())
+    return ' or '.join(alike[:4 if most > 1 else 1])
+
+
+def _unknown(arguments: list[str], known: dict[str, Any]) -> str | None:
+    "Say which option does not exist, and which one was probably meant."
+    for argument in arguments:
+        name = argument.split('=')[0].replace('_', '-')
+        if not re.match('--[a-zA-Z]', name) or name in known or name == '--help': continue
+        return f'there is no option {argument.split("=")[0]}; did you mean {_nearest(name, known)}?'
+    return None
+
+
+def _in_one_line(box: str, arguments: list[str], known: dict[str, Any]) -> str:
+    "Shorten what tyro says about a value."
+    said = ' '.join(re.sub('[│╭╮╰╯─]', ' ', box).split())
+    if found := re.search(r"(?:parsing |argument ')(--[\w.-]*\w)", said):
+        name, reason = found[1], re.search(r'parsing \S+: (.*?) Argument helptext', said)
+        written = [i for i, given in enumerate(arguments) if given.split('=')[0].replace('_', '-') == name]
+        values = [(arguments[i].split('=')[1:] + arguments[i + 1:])[:1] for i in written][-1:]
+        if name not in known: return said
+        takes = f'takes {_takes(known[name])}'
+        if reason and known[name] == Order: takes += f'; {reason[1]}'
+        return f'{" ".join([name, *sum(values, [])])}: {takes}'
+    if stray := re.search(r'Unrecognized options: ([^,]+?)(?:,| Perhaps| For full|$)', said):
+        before = next((a for a, b in pairwise(arguments) if b == stray[1]), '')
+        reason = f'; {before} takes {_takes(known[before])}' if before in known else ''
+        return f'{stray[1]!r} belongs to no option{reason}'
+    return re.sub(r'For full helptext.*', '', said).strip()
+
+# %% ../nbs/02_config.ipynb #07f69ca5
+def read_options(
+    default: Any,                # a config dataclass: the values of options that are not given
+    arguments: list[str],        # those after the program's name
+    program: str,                # for --help
+    description: str | None = None,  # of the program; None: the dataclass's
+) -> Any:                        # of the same class
+    "Read a command line; a mistake is one line and exit status 2."
+    known, box = option_types(default), io.StringIO()
+    mistake = _unknown(arguments, known)
+    if not mistake:
+        try:
+            with redirect_stderr(box):
+                return tyro.cli(type(default), args=arguments, default=default, prog=program,
+                                description=description, config=(tyro.conf.AvoidSubcommands,))
+        except ScheduleError as error: mistake = str(error)
+        except SystemExit as end:
+            if not end.code: raise
+            mistake = _in_one_line(box.getvalue(), arguments, known)
+    if os.environ.get('RANK', '0') == '0': print(f'error: {mistake}', file=sys.stderr)   # of many, the first
+    raise SystemExit(2)
 
 
 def parse(
@@ -449,6 +567,9 @@ def parse(
     default: RunConfig,      # a preset: the values of options that are not given
     program: str = 'python -m golf_nb.train',  # for --help
 ) -> Command:
-    "Parse the command line; on a mistake tyro prints a suggestion and exits."
-    return tyro.cli(Command, args=arguments, default=Command(default), prog=program,
-                    config=(tyro.conf.AvoidSubcommands,))
+    "Parse the command line of a run."
+    command = read_options(Command(default), arguments, program)
+    order, model = command.run.model.schedule.order, command.run.model
+    try: schedule = restyled(default.model.schedule, order, command.schedule)
+    except ScheduleError as error: raise ConfigError(f'--model.schedule: {error}') from None
+    return replace(command, run=replace(command.run, model=replace(model, schedule=schedule)))

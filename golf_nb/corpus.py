@@ -239,8 +239,9 @@ def file_corpus(
     "Read the documents of one file and split them by the hash of each text."
     path, notes = Path(path).expanduser(), []
     if _kind(path) not in ('.txt', *_TABLES):
+        hint = 'give the folder of the shards' if path.suffix == '.bin' else 'rename a text file to .txt'
         raise DataError(f'{path}: is neither a folder nor a text (.txt, .md) or table (.jsonl, .parquet); '
-                        'rename a text file to .txt')
+                        f'{hint}')
     documents = _documents_of(path, path.name, column, notes)
     if _kind(path) == '.txt':
         pieces = split_text(documents[0].text)

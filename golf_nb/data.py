@@ -107,7 +107,7 @@ def _manifest(path, shards, tokenizer):
         raise DataError(f'{path}: the files differ from dataset.json; delete the folder and run again')
     if tokenizer.fingerprint != manifest['tokenizer']:
         raise DataError(f'{path}: its shards are by tokenizer {manifest["tokenizer"]}, not '
-                        f'{tokenizer.fingerprint}; leave --data.tokenizer out, or delete the folder and run again')
+                        f'{tokenizer.fingerprint}; leave out --data.tokenizer, or delete the folder')
     return manifest
 
 # %% ../nbs/09_data.ipynb #386ed94e
@@ -115,17 +115,19 @@ def _open_dataset(path, vocab, tokenizer=None, texts=(), notes=()):
     "Open a folder of shards; reads headers, sizes, and samples only."
     found = shard_roles(path)
     train, val, sidecars = found['train'], found['val'], found['val bytes']
+    if not (path/'dataset.json').exists():              # first: nothing else matters if one is damaged
+        for shard in train + val: read_shard(shard)
     tokenizer = tokenizer or choose_tokenizer(path, vocab)
     manifest = _manifest(path, train + val, tokenizer)
+    opened = [read_shard(shard) for shard in train + val]
     if not manifest: refuse_copies(found)
     if tokenizer.sentinels and not sidecars: ByteTable.of(tokenizer)        # says what is wrong
     content = [tokenizer.model]
-    for shard in train + val:                           # size and both ends, to avoid reading gigabytes
-        tokens = read_shard(shard)
+    for shard, tokens in zip(train + val, opened, strict=True):   # size and both ends: not gigabytes
         content += [f'{shard.name}:{len(tokens)}'.encode(), tokens[:4096].tobytes(), tokens[-4096:].tobytes()]
     original, counts = manifest.get('val_original_bytes'), [read_shard(path) for path in sidecars]
     if counts: original = sum(int(c.sum(dtype=np.int64)) for c in counts) - int(counts[0][0])   # no target
-    targets, marked = sum(len(read_shard(p)) for p in val) - 1, bool(tokenizer.sentinels)
+    targets, marked = sum(map(len, opened[len(train):])) - 1, bool(tokenizer.sentinels)
     said = compare_with_public(val, tokenizer.vocab, marked, targets, original)
     beside = [f'documents beside shards are not read: {path}' for path in found['documents'][:1]]
     name, key = manifest.get('name', path.resolve().name), manifest.get('fingerprint', sha256(*content)[:16])
@@ -237,7 +239,7 @@ def get_dataset(
     if folder: return _open_dataset(folder, vocab, given)
     if given: ByteTable.of(given)                       # it must be able to count the bytes of any text
     corpus = read_corpus(str(path or source), column)
-    vocab = vocab or (given.vocab if given else VOCAB)
+    if vocab is None: vocab = given.vocab if given else VOCAB
     return _open_cached(corpus, vocab, Path(cache or cache_folder()), given, console)
 
 # %% ../nbs/09_data.ipynb #a051fc86
@@ -493,6 +495,9 @@ def describe(
     folder = shard_folder(path, dataset.vocab) if path.is_dir() else None
     roles = shard_roles(folder) if folder else {}
     tokens = {split: sum(len(read_shard(p)) for p in getattr(dataset, split)) for split in ('train', 'val')}
+    known = ('train', 'val') if dataset.texts else ('val',)          # other training shards may have many GB
+    begin = lambda path: int((read_shard(path) == dataset.tokenizer.bos).sum())
+    starts = {split: sum(map(begin, getattr(dataset, split))) for split in known}
     targets, counted = tokens['val'] - 1, dataset.byte_table.total(dataset.val_tokens())
     size = dataset.val_original_bytes or counted
     written = 'as written' if dataset.val_original_bytes else 'by their pieces'
@@ -503,6 +508,8 @@ def describe(
              'training': f'{tokens["train"]:,} tokens in {len(dataset.train)} shard(s)',
              'validation': f'{tokens["val"]:,} tokens in {len(dataset.val)} shard(s); {size:,} bytes {means}',
              '': f'{size/targets:.3f} bytes for each of {targets:,} targets; {counted:,} by the tokens',
+             'documents': ', '.join(f'{n:,} {"training" if split == "train" else "validation"}'
+                                    for split, n in starts.items()),
              'tokenizer': f'{dataset.vocab:,} pieces: --model.vocab {dataset.vocab}',
              'fingerprint': dataset.fingerprint,
              'identity': ', '.join(f'{part} {digest}' for part, digest in dataset.identity.items())}

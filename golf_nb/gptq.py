@@ -30,6 +30,7 @@ from golf_nb.quant import (
     row_reach,
     row_steps,
     to_codes,
+    warn_of_zeros,
 )
 
 from .config import Calibration, QuantConfig, Rounding
@@ -372,10 +373,11 @@ def quantize(
     "Quantize a finished model as its configuration specifies."
     state, roundings = model.state_dict(), {'matrix': config.rounding, 'table': config.embed_rounding}
     plan, head = plan_grids(state.items(), config), 'embed' if model.head is None else 'head'
-    def rounding(name):
-        own = roundings[parameter_role(name)]  # rows that are looked up cannot compensate for each other
+    def rounding(name, own):                  # rows that are looked up cannot compensate for each other
         return replace(own, feedback=False) if name in TABLES and name != head else own
-    if hessians is None and any(grid and rounding(name).feedback for name, grid in plan.items()):
+    def first(name): return rounding(name, roundings[parameter_role(name)])
+    twice = config.again is not None and config.again.feedback
+    if hessians is None and any(grid and (first(name).feedback or twice) for name, grid in plan.items()):
         hessians = calibrate(model, config.calibration, batches, seed)
     stored, known = {}, {}
     for name, w in state.items():
@@ -383,12 +385,13 @@ def quantize(
             stored[name] = _store_plain(name, w, config)
             continue
         hessian = (hessians or {}).get(name)
-        codes, steps, grid = _quantize_one(name, w, grid, rounding(name), hessian, config.calibration, known)
+        codes, steps, grid = _quantize_one(name, w, grid, first(name), hessian, config.calibration, known)
         if config.again is not None:
             rounded = from_codes(codes, steps).to(w.dtype)
-            codes, steps, grid = _quantize_one(name, rounded, Grid(8), config.again, hessian,
+            codes, steps, grid = _quantize_one(name, rounded, Grid(8), rounding(name, config.again), hessian,
                                                config.calibration, known)
         stored[name] = _codes(name, codes, steps, grid)
+    warn_of_zeros(state, {name: part.codes for name, part in stored.items() if isinstance(part, Codes)}, plan)
     if config.prune_bytes is None: return stored
     if size is None: raise QuantError('prune_bytes needs `size`, a function that returns the bytes of a file')
     return prune(stored, config.prune_bytes, size, config.bits)

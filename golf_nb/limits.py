@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'MOST_ELEMENTS', 'LimitError', 'shapes', 'weights', 'micro_batches', 'parts_of', 'Rule', 'physical_memory',
            'memory_rules', 'get', 'put', 'ranged', 'option', 'check', 'check_part']
 
-# %% ../nbs/03_limits.ipynb #a342e9b3
+# %% ../nbs/03_limits.ipynb #c9ef4b11
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -20,14 +20,14 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from .config import ConfigError, ModelConfig, Range, RunConfig, from_dict, to_dict
 
-# %% ../nbs/03_limits.ipynb #b1d8c9a1
+# %% ../nbs/03_limits.ipynb #416884f5
 class LimitError(ConfigError):
     "A configuration that cannot run."
     def __init__(self, message: str, works: dict[str, Any]):
         super().__init__(message)
         self.works = works                 # path and value of a field that mend it; empty if none is known
 
-# %% ../nbs/03_limits.ipynb #c5e3c57e
+# %% ../nbs/03_limits.ipynb #ea677907
 @cache
 def shapes(
     model: ModelConfig,
@@ -65,7 +65,7 @@ def weights(
     "Count the parameters of a model."
     return sum(map(math.prod, shapes(model).values()))
 
-# %% ../nbs/03_limits.ipynb #c289eda6
+# %% ../nbs/03_limits.ipynb #b001fb1e
 def micro_batches(
     config: RunConfig,
     processes: int,
@@ -91,7 +91,7 @@ def _shares_fit(config: RunConfig, processes: int) -> bool:
     whole = micro_batches(config, processes) % config.optim.clip_shares == 0
     return whole and together > 0 and mine % together == 0
 
-# %% ../nbs/03_limits.ipynb #5cb2ce5e
+# %% ../nbs/03_limits.ipynb #8bb6238d
 @dataclass(frozen=True)
 class Rule:
     "A relation between fields."
@@ -112,7 +112,7 @@ def _head_dim(model: ModelConfig) -> int: return model.dim//model.heads
 
 def _rotated(model: ModelConfig) -> int: return model.rope.dims or _head_dim(model)
 
-# %% ../nbs/03_limits.ipynb #17dd4ee8
+# %% ../nbs/03_limits.ipynb #eea5edf0
 RULES += [
     Rule('model.schedule', lambda c, n: 'at most 1,024 virtual layers',
          lambda c, n: len(c.model.schedule) <= 1024),
@@ -133,7 +133,7 @@ RULES += [
     Rule('model.value_embed', lambda c, n: 'a table, because virtual layers of the schedule read it',
          lambda c, n: c.model.value_embed is not None or not c.model.schedule.rows('value_embed'))]
 
-# %% ../nbs/03_limits.ipynb #65dca654
+# %% ../nbs/03_limits.ipynb #0870cf07
 def _unit(config: RunConfig, processes: int) -> int:
     "Count the tokens of which a step must be a multiple."
     return config.data.seq_len*micro_batches(config, processes)
@@ -177,7 +177,7 @@ RULES += [
     Rule('eval.stride eval.window', lambda c, n: f'at most --eval.window {c.eval.window}',
          lambda c, n: c.eval.stride is None or c.eval.stride <= c.eval.window, lambda c, n: (c.eval.window,))]
 
-# %% ../nbs/03_limits.ipynb #557b6188
+# %% ../nbs/03_limits.ipynb #c9a1b007
 _SMALLEST = 2.**-24
 
 
@@ -220,12 +220,15 @@ RULES += [
     *_rounding_rules('rounding', lambda c: c.quant.bits),
     *_rounding_rules('embed_rounding', lambda c: min(c.quant.embed_bits, 8)),
     *_rounding_rules('again', lambda c: 8),
+    Rule('quant.again.feedback', lambda c, n: 'False where --quant.rounding.feedback is: nothing is calibrated',
+         lambda c, n: not (c.quant.again and c.quant.again.feedback) or c.quant.rounding.feedback,
+         lambda c, n: (False,)),
     Rule('quant.calibration.visit_weights', lambda c, n: 'a weight above 0 among the visits of every block',
          _visits_weighed, lambda c, n: ((),)),
     Rule('quant.calibration.damping', lambda c, n: 'at least 0.0001 together with first_damping', _damped,
          lambda c, n: (1e-4, RunConfig().quant.calibration.damping))]
 
-# %% ../nbs/03_limits.ipynb #28d5629d
+# %% ../nbs/03_limits.ipynb #8aec1c83
 def _something_moves(config: RunConfig, processes: int) -> bool:
     "Is there a parameter that test-time training may change?"
     t = config.ttt
@@ -246,7 +249,7 @@ RULES += [
          lambda c, n: None in (c.ttt.more_above, c.ttt.fewer_below) or c.ttt.fewer_below <= c.ttt.more_above,
          lambda c, n: (c.ttt.more_above,))]
 
-# %% ../nbs/03_limits.ipynb #1c5ead9c
+# %% ../nbs/03_limits.ipynb #ec183f33
 def physical_memory() -> int | None:   # bytes; None: the system does not say
     "Ask how much memory this machine has."
     try: return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
@@ -311,7 +314,7 @@ def _header(model: ModelConfig) -> int:
     "Underestimate the bytes of a file without any weights."
     return 100*len(shapes(model))
 
-# %% ../nbs/03_limits.ipynb #7197001b
+# %% ../nbs/03_limits.ipynb #a529b4c5
 def get(config: Any, path: str) -> Any:
     "Read a field by its path; None where a part is missing."
     for name in path.split('.'): config = getattr(config, name, None)
@@ -348,7 +351,7 @@ def ranged(
         if within is not None: yield path, value, within
         elif is_dataclass(value) and path != 'model.schedule': yield from ranged(value, path + '.')
 
-# %% ../nbs/03_limits.ipynb #1429f6e2
+# %% ../nbs/03_limits.ipynb #8953398e
 def _outside(config: RunConfig) -> list[tuple[str, Range]]:
     "List the fields that are not in their range."
     def numbers(value): return value if isinstance(value, tuple) else () if value is None else (value,)
@@ -379,10 +382,10 @@ def _clamped(path: str, within: Range, config: RunConfig, processes: int) -> lis
             if rule.options.split()[0] == path: found += rule.near(config, processes)
     return found if within.also is None else [*found, within.also]
 
-# %% ../nbs/03_limits.ipynb #2af77ea5
+# %% ../nbs/03_limits.ipynb #4249e732
 def _proposals(config: RunConfig, path: str, offered: Iterable) -> list:
     "List values for a field, nearest first: those offered, whole numbers around it, None, and the default."
-    value, found = get(config, path), list(offered)
+    value, found = get(config, path), [other for other in offered if other is not None]
     kinds = {where: within for where, _, within in ranged(config)}
     within = kinds.get(path)
     if type(value) is int and within:

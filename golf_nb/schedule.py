@@ -200,6 +200,7 @@ def unfold_order(
         take()
         return found
 
+    need(text.count('(') <= 100, 'at most 100 brackets')
     return tuple(runs(''))
 
 # %% ../nbs/00_schedule.ipynb #dfcb2134

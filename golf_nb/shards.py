@@ -23,8 +23,6 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/08_shards.ipynb #ff8665d8
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1    # the first two header fields
-_FIELDS = ('magic', 'version', 'count')
-_HEADER = np.dtype(('<i4', 256))            # 1024 bytes
 
 # %% ../nbs/08_shards.ipynb #d73e2432
 def write_shard(

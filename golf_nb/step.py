@@ -58,8 +58,12 @@ def process_group() -> Iterator[Process]:
         from torch import _dynamo  # noqa: F401
         # The other processes wait while the first one quantizes and scores.
         try: dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(hours=2))
-        except (dist.DistError, RuntimeError, ValueError) as error: raise TrainingError(_no_group(error)) from None
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise TrainingError(_no_group(error)) from None
     try: yield Process(rank, world, device)
+    except RuntimeError as error:
+        if world == 1 or not (isinstance(error, dist.DistError) or 'gloo' in str(error)): raise
+        raise ConnectionError('another process of this run is gone; see what it said') from None
     finally:
         if world > 1: dist.destroy_process_group()
 
@@ -153,7 +157,8 @@ def resolve_config(
     "Check the budget, and resolve precision 'auto': bf16 where all devices compute in it, else fp32."
     if config.steps is not None and config.steps < 1:
         raise TrainingError(f'steps = {config.steps}: at least 1; None gives a budget in seconds')
-    if config.steps is None and config.seconds is None: raise TrainingError('neither steps nor seconds are set')
+    if config.steps is None and config.seconds is None:
+        raise TrainingError('neither steps nor seconds are set')
     if config.steps is None and config.seconds <= config.reserve:
         raise TrainingError(
             f'seconds = {config.seconds:g} leaves no time to train: {config.reserve:g} of them are kept for '

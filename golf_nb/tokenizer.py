@@ -15,6 +15,7 @@ from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import sentencepiece
@@ -135,7 +136,7 @@ class Tokenizer:
     @cached_property
     def sentinels(self) -> dict[int, str]:
         "Find user-defined pieces of private use characters: marks of a transform that we do not know."
-        private = lambda piece: all('\ue000' <= c <= '\uf8ff' for c in piece)
+        private = lambda piece: all(category(c) == 'Co' for c in piece)
         pieces = {i: self._sp.id_to_piece(i) for i in range(self.vocab)
                   if self._sp.get_score(i) == 0}              # the trainer gives user-defined pieces no score
         return {i: piece for i, piece in pieces.items() if piece and private(piece)}

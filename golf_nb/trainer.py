@@ -58,7 +58,7 @@ from .optim import Clock, decay_multiplier, rate_multiplier
 from .presets import read_config, unlike
 from .quant import Codes, plan_grids
 from .report import artifact_parts, circumstances, draw_run, read_log
-from .runs import NOT_LEGAL, changed, check_identity, identity_of, located, open_data, write_identity
+from .runs import NOT_LEGAL, changed, check_identity, check_texts, located, open_data, write_identity
 from .ttt import train_on_validation
 
 # %% ../nbs/25_trainer.ipynb #4cce31ce
@@ -91,7 +91,7 @@ def checkpoint(
         'loader': states,
         'config': to_dict(run.config),
         'dataset': run.dataset.fingerprint,
-        'identity': identity_of(run.dataset),
+        'identity': run.dataset.identity,
         'logged': run.logged,
         'prolonged': run.prolonged,
     }
@@ -119,7 +119,8 @@ def prolong(
     old, new = budget_of(before), budget_of(run.config)
     if old == new: return
     spent = f'{run.step} steps in {clock(run.seconds)}'
-    left = run.config.steps - run.step if run.config.steps else run.config.seconds - run.set_aside - run.seconds
+    config = run.config
+    left = config.steps - run.step if config.steps else config.seconds - run.set_aside - run.seconds
     if left < 0: raise TrainingError(f'the budget cannot become {new}: {spent} are spent already; give more')
     was = replace(run, config=before).clock
     run.finished = left == 0
@@ -158,7 +159,8 @@ def read_checkpoint(
             facts = json.loads(file.metadata()['run'])
             return facts, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise TrainingError(f'{path}: not a sound checkpoint: {error}; begin a run with another --out') from None
+        raise TrainingError(f'{path}: not a sound checkpoint: {error}; '
+                            'begin a run with another --out') from None
 
 
 def resume(
@@ -172,7 +174,7 @@ def resume(
     facts, tensors = read_checkpoint(path, run.process.device)
     before = read_config(facts['config'])
     differs = unlike(before, run.config)
-    if 'identity' in facts: differs += changed(facts['identity'], identity_of(run.dataset))
+    if 'identity' in facts: differs += changed(facts['identity'], run.dataset.identity)
     else: differs += changed({'data': facts['dataset']}, {'data': run.dataset.fingerprint})
     if differs: raise TrainingError(f'{path} belongs to another run; it differs in {"; ".join(differs)}')
     states, world = facts['loader'], run.process.world
@@ -341,23 +343,28 @@ def fit(
 def _count_from(phase: Phase, seconds: float):
     "Let a phase count what earlier processes did, or its estimate of the time left would be wrong."
     phase.began -= seconds
-    if phase.bar is not None: phase.bar.start_t, phase.bar.last_print_t = phase.began, phase.began
+    if phase.bar is None: return
+    phase.bar.start_t -= seconds
+    phase.bar.last_print_t -= seconds
 
 
 def _report_step(run: Run, log: Log, phase: Phase, bytes_per_token: float):
     "Show a step, and log it if it is due."
     config, loss = run.config, run.losses[-1]
-    rate, bpb = run.step*config.data.batch_tokens/max(run.seconds, 1e-9), loss/math.log(2)/bytes_per_token
+    # The clock stands at the beginning of the step.
+    rate = (run.step - 1)*config.data.batch_tokens/max(run.seconds, 1e-9)
+    bpb = loss/math.log(2)/bytes_per_token
     shown = f'loss {loss:.3f}, {bpb:.3f} bpb, {rate:,.0f} tokens/s'
-    phase.at(run.step if config.steps else run.seconds, shown if config.steps else f'step {run.step:,}, {shown}')
+    if config.steps: phase.at(run.step, shown)
+    else: phase.at(run.seconds, f'step {run.step:,}, {shown}')
     if run.step % config.log_every == 0: _log_step(run, log)
 
 
 def _log_step(run: Run, log: Log):
     "Write a line of the log."
     tokens = run.step*run.config.data.batch_tokens
-    run.logged = {'step': run.step, 'nats': mean_loss(run), 'norm': run.norm, 'seconds': round(run.seconds, 3),
-                  'tokens': tokens}
+    run.logged = {'step': run.step, 'nats': mean_loss(run), 'norm': run.norm,
+                  'seconds': round(run.seconds, 3), 'tokens': tokens}
     log.add(run.logged)
 
 # %% ../nbs/25_trainer.ipynb #49d8360e
@@ -393,7 +400,7 @@ def write_result(
 ):
     "Replace the weights by their average, if there is one; write the float weights and the artifact."
     config, about = run.config, {'preset': run.config.preset, 'model': to_dict(run.config.model)}
-    identity = identity_of(run.dataset)
+    identity = run.dataset.identity
     about |= {part: identity[part] for part in ('tokenizer', 'byte table') if part in identity}
     for average in run.averages.values(): average.copy_to(run.model)
     about['qat'], run.model.fake_quant = run.model.fake_quant is not None, None
@@ -517,7 +524,7 @@ def finish(
         'processes': run.process.world,
         **circumstances(),
         'dataset': run.dataset.fingerprint,
-        'identity': identity_of(run.dataset),
+        'identity': run.dataset.identity,
         **({'prolonged': run.prolonged} if run.prolonged else {}),
         'config': to_dict(config),
     }
@@ -556,7 +563,7 @@ def trim_log(
     if lost: kept.append(logged)
     write_atomically(path, ''.join(json.dumps(line) + '\n' for line in kept).encode())
     wrong = [f'{spoiled} lines could not be read and are dropped'] if spoiled else []
-    wrong += [f'lines were missing; that of step {logged["step"]} is back, from the checkpoint'] if lost else []
+    if lost: wrong.append(f'lines were missing; that of step {logged["step"]} is back, from the checkpoint')
     return f'{path}: {"; ".join(wrong)}' if wrong else ''
 
 # %% ../nbs/25_trainer.ipynb #0833e32e
@@ -577,8 +584,9 @@ def go_on(
 def _introduce(config: RunConfig, folder: Path, process: Process, console: Console):
     "Say what will be trained, and where."
     schedule, size = config.model.schedule, count_parameters(build(config.model, device='meta'))
-    console.say(f'{config.preset}: {size:,} parameters, {len(schedule)} virtual layers on {schedule.blocks} blocks, '
-                f'{budget_of(config)}; {process.world} process(es) on {process.device}, {config.precision}; {folder}')
+    console.say(f'{config.preset}: {size:,} parameters, {len(schedule)} virtual layers on {schedule.blocks} '
+                f'blocks, {budget_of(config)}; {process.world} process(es) on {process.device}, '
+                f'{config.precision}; {folder}')
     if config.precision != 'fp32' and not computes_bf16(process.device.type):
         console.say(f'{process.device} has no bf16 arithmetic: --precision fp32 is many times faster here')
 
@@ -594,7 +602,8 @@ def _settle(run: Run, folder: Path, again: bool, console: Console):
     if mended := trim_log(folder, run.step, run.logged): console.say(mended)
     log = folder/'log.jsonl'
     if run.finished and not any('nats' in line for line in read_log(log)):      # saved by an older version
-        raise TrainingError(f'{log} holds none of the {run.step} steps: put it back, or give more steps or seconds')
+        raise TrainingError(f'{log} holds none of the {run.step} steps: put it back, '
+                            'or give more steps or seconds')
     if run.config.train_on_validation and not again:
         Log(folder/'log.jsonl', console).add({'note': f'{NOT_LEGAL}: will be trained on the validation text'})
 
@@ -609,7 +618,9 @@ def train(
     "Train, quantize, score, and report one model."
     config = resolve_config(located(config), process)
     _introduce(config, folder, process, console)
-    with console.phase('opening the data'): dataset = open_data(config)
+    if again: check_texts(folder, config)
+    dataset = open_data(config, console)
+    for note in dataset.notes: console.say(f'note: {note}')
     if process.first and (folder/'checkpoint').exists() and not again:
         raise TrainingError(f'{folder} holds a run already: choose another --out, or {go_on(folder)}')
     if again: check_identity(folder, config, dataset)

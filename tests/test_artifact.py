@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from golf_nb.artifact import by_group, ledger, load, read_header, save, what_fits
 from golf_nb.codecs import CODECS, ArtifactError, Part, choose_codecs, decoder_bytes, entropy_bits
 from golf_nb.files import sha256
-from golf_nb.quant import Codes, Grid, convert
+from golf_nb.quant import Codes, Grid, QuantWarning, convert, prepare
 
 LAYOUTS = ('tensor', 'group')
 
@@ -187,6 +187,28 @@ def test_what_fits_is_empty_for_a_file_that_fits(tmp_path):
     size = save(tmp_path/'a', {'w': Codes(codes, torch.ones(64).half(), 6)})
     assert what_fits(tmp_path/'a', size) == [] and len(what_fits(tmp_path/'a', size - 1)) == 3
     assert what_fits(tmp_path/'a', size, code_bytes=1)
+
+
+def test_what_fits_is_measured_and_says_when_nothing_does(tmp_path):
+    w, grid = torch.randn(256, 128, generator=torch.Generator().manual_seed(0)), Grid(6, 'std', 12.85)
+    size = save(tmp_path/'a', convert({'w': w}, {'w': grid}), {}, {'w': grid})
+    for share in (0.9, 0.6):
+        proposals = what_fits(tmp_path/'a', int(share*size))
+        assert all(int(line.split(': ')[-1].split()[0].replace(',', '')) <= share*size for line in proposals)
+        k = float(proposals[0].split('-> ')[1].split(')')[0])   # with the weights themselves
+        again = {'w': Grid(6, 'std', k)}
+        assert save(tmp_path/'b', convert({'w': w}, again), {}, again) <= share*size
+    none, = what_fits(tmp_path/'a', 500)
+    assert none.startswith('nothing of this kind fits')
+
+
+def test_a_matrix_that_is_lost_is_named():
+    w = {'blocks.0.q': torch.randn(64, 64), 'blocks.0.o': torch.zeros(64, 64)}
+    with pytest.warns(QuantWarning, match='^blocks.0.q: all weights round to 0 on a grid of 2 bits'):
+        convert(w, dict.fromkeys(w, Grid(2, 'std', 12.85)))
+    model = torch.nn.Linear(64, 64, bias=False)
+    with pytest.warns(QuantWarning, match='weight: all'): prepare(model, {'weight': Grid(2, 'std', 12.85)})
+    convert(w, dict.fromkeys(w, Grid(2)))                   # a warning would be an error
 
 
 def test_the_decoder_is_small(): assert 1000 < decoder_bytes() < 4000

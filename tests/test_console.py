@@ -90,3 +90,41 @@ def test_the_commands_are_listed():
         found = run(module)
         assert found.returncode == 2 and f'{module} is no command' in found.stderr
         assert found.stderr.count('\n') == 1
+
+
+def test_a_module_that_is_no_command_names_one_that_is():
+    def complaint(module):
+        words = [sys.executable, '-X', 'importtime', '-m', module]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and ' torch' not in done.stderr
+        return done.stderr.splitlines()[-1]
+    assert 'golf_nb.evalute is no command, but golf_nb.evaluate is;' in complaint('golf_nb.evalute')
+    assert 'golf_nb.study.findings and golf_nb.study.grid are;' in complaint('golf_nb.study.measures')
+
+
+SELF = 'import os, signal\n' + WORK.replace('time.sleep(.05)', 'os.kill(os.getpid(), signal.SIGINT)')
+
+
+def test_a_phase_that_stops_early_says_so():
+    done = subprocess.run([sys.executable, '-c', SELF], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and 'training: stopped after 0.' in done.stdout
+    assert done.stderr == 'interrupted: half is kept; go on with: x\n'
+
+
+def test_of_several_processes_the_first_one_speaks():
+    for rank, said in (('0', 'interrupted: half is kept; go on with: x\n'), ('1', '')):
+        done = subprocess.run([sys.executable, '-c', SELF], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, 'RANK': rank})
+        assert (done.returncode, done.stderr) == (130, said)
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    "A shell starts `command &` so, and Ctrl-C is then meant for another."
+    code = SELF.replace('take_over()', 'signal.signal(signal.SIGINT, signal.SIG_IGN)\ntake_over()', 1)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.endswith('done\n')
+
+
+def test_work_of_unknown_size_is_counted_in_a_terminal():
+    said = in_terminal(WORK.replace("'training', 40, 'steps'", "'probing', None, 'answers'"))
+    assert 'probing: 20 answers [00:0' in said and '?it' not in said

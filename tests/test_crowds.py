@@ -96,7 +96,7 @@ def test_a_wrong_number_of_processes(text, tmp_path):
     three = [*TORCHRUN, '--standalone', '--nproc_per_node=3', *TRAIN[1:]]
     status, said, complained = ended([*three, *FEW, '--data.source', text, '--out', 'run'], tmp_path, 120)
     ours = [line for line in complained if line.startswith('error: ')]
-    assert status == 1 and len(ours) == 1 and 'process' in ours[0], complained
+    assert status == 1 and len(ours) == 1 and '2048' in ours[0], complained
     assert not (tmp_path/'run').exists()
 
 

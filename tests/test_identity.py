@@ -9,7 +9,7 @@ import torch
 
 from golf_nb import trainer
 from golf_nb.artifact import read_header, save
-from golf_nb.runs import RunError, identity_of, open_data, open_run
+from golf_nb.runs import RunError, open_data, open_run
 from golf_nb.study.grid import toy_text
 from golf_nb.train import main, read_command
 from golf_nb.trainer import Stopped
@@ -34,7 +34,7 @@ def begun(tmp_path_factory):
         with pytest.raises(Stopped, match='stopped at step 5'):
             trainer.train(read_command([*TINY, '--data.source', 'text']).run, place/'run')
     config, dataset = open_run(place/'run')
-    identity = identity_of(dataset)
+    identity = dataset.identity
     save(place/'run'/'model.golf', {'x': torch.zeros(2)}, {name: identity[name] for name in ('tokenizer',)})
     for name in ('scores.json', 'report.json'): (place/'run'/name).write_text('{"of": "yesterday"}')
     return place

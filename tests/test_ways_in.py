@@ -363,13 +363,25 @@ def test_public_shards_by_name(tmp_path, monkeypatch, model):
     (lambda p: p.mkdir(), r'no texts \(.txt, .md\), tables .* or shards'),
     (lambda p: p.write_text('a'), 'neither a folder nor a text'),
     (lambda p: (p.mkdir(), (p/'x.bin').write_bytes(b'')), 'x.bin: a file of no known role'),
+    (lambda p: (p.mkdir(), [(p/f'x_{split}_0.bin').write_text(f'version https://git-lfs {split}')
+                            for split in ('train', 'val')]), 'x_train_0.bin: header: .*truncated'),
     (lambda p: (p.mkdir(), (p/'a.txt').write_text('a')), 'with one text'),
-], ids=range(5))
+], ids=range(6))
 def test_sources_that_cannot_be_used(tmp_path, make, part):
     make(tmp_path/'given')
     with pytest.raises(DataError, match=part) as error:
         get_dataset(str(tmp_path/'given'), cache=tmp_path/'cache')
     assert 'given' in one_line(error)
+
+
+@pytest.mark.parametrize('vocab', [-1, 0, 100_000])
+def test_a_vocabulary_that_cannot_be(tmp_path, vocab):
+    with pytest.raises(TokenizerError, match=f'^model.vocab: {vocab} is too ') as error:
+        get_dataset(str(as_texts(tmp_path/'txt', TEXTS)), vocab, tmp_path/'cache')
+    one_line(error)
+    (tmp_path/'shard.bin').write_bytes(b'')
+    with pytest.raises(DataError, match='give the folder of the shards'):
+        get_dataset(str(tmp_path/'shard.bin'))
 
 
 # --- the command -----------------------------------------------------------------------------------------
@@ -391,7 +403,7 @@ def test_the_command_says_what_a_run_reads(tmp_path):
     for part in (*found.identity.values(), found.fingerprint, '--model.vocab 300',
                  f'{found.val_original_bytes:,} bytes as written', f'{len(found.val_tokens()):,} tokens',
                  'training a tokenizer of 300 pieces',
-                 'encoding training text', 'encoding validation text',
+                 'encoding training text', 'encoding validation text', '38 training, 2 validation',
                  'note: rows.jsonl: 1 of 41 rows have no text'): assert part in out, part
     again, _ = command(found.train[0].parent)
     assert 'training a tokenizer' not in again

@@ -282,9 +282,9 @@ def _coverage_rows(found: Evidence) -> list[Row]:
     wrong = null or [f'{name}: {scores[name]:,} reported, the text has {" or ".join(f"{n:,}" for n in sizes)}'
              for name, sizes in expected.items() if name in scores and scores[name] not in sizes]
     if table != sum(true): wrong.append(f'byte table: {table:,}, decoded text: {sum(true):,}')
-    known = 'bytes' in scores
+    known, by = 'bytes' in scores, 'by the sidecar' if data.sidecars else 'of decoded text'
     return [*rows, Row('bytes recount', verdict_of(bool(wrong), known),
-                       '; '.join(wrong) or f'{sum(true):,} bytes of decoded text, {whole or 0:,} as written')]
+                       '; '.join(wrong) or f'{sum(true):,} bytes {by}, {whole or 0:,} as written')]
 
 
 def ledger_row(path: Path, targets: int, scores: Mapping[str, Any]) -> Row:

@@ -25,10 +25,11 @@ from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from nbdev.process import extract_directives
 
+from ..console import run
 from ..files import write_atomically
 
 # %% ../../nbs/authoring/00_book.ipynb #1c61b303
-class NotebookError(RuntimeError):
+class NotebookError(ValueError):
     "A notebook that cannot be run or converted; the message names it, the cell, and the remedy."
 
 # %% ../../nbs/authoring/00_book.ipynb #4ab680d4
@@ -267,6 +268,4 @@ def main(
     return 0
 
 # %% ../../nbs/authoring/00_book.ipynb #0ce0e90e
-if __name__ == '__main__' and '__file__' in globals():
-    try: sys.exit(main())
-    except NotebookError as error: sys.exit(f'error: {error}')
+if __name__ == '__main__' and '__file__' in globals(): run(main)
