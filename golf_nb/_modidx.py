@@ -575,6 +575,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.console.Console.phase': ('console.html#console.phase', 'golf_nb/console.py'),
                                  'golf_nb.console.Console.say': ('console.html#console.say', 'golf_nb/console.py'),
                                  'golf_nb.console.Console.track': ('console.html#console.track', 'golf_nb/console.py'),
+                                 'golf_nb.console.Interrupt': ('console.html#interrupt', 'golf_nb/console.py'),
                                  'golf_nb.console.Phase': ('console.html#phase', 'golf_nb/console.py'),
                                  'golf_nb.console.Phase.__init__': ('console.html#phase.__init__', 'golf_nb/console.py'),
                                  'golf_nb.console.Phase._new_bar': ('console.html#phase._new_bar', 'golf_nb/console.py'),

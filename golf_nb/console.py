@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVERY', 'SILENT', 'INTERRUPTED', 'GRACE', 'REMEDIES', 'clock', 'Phase', 'is_terminal', 'Console', 'kept', 'at_once',
-           'first', 'in_one_line', 'run', 'take_over', 'is_command']
+           'first', 'Interrupt', 'in_one_line', 'run', 'take_over', 'is_command']
 
 # %% ../nbs/04_console.ipynb #4ac318dc
 import codecs
@@ -201,6 +201,10 @@ def _end_now():
     os._exit(status)
 
 
+class Interrupt(KeyboardInterrupt):
+    "A signal; a kind of its own: where KeyboardInterrupt itself leaves an `exec`, Python ends by SIGINT in any case."
+
+
 def _interrupt(number: int, frame: Any):
     "Answer a signal: unwind; where that fails or takes too long, and the second time, end at once."
     _asked.append(number)
@@ -208,7 +212,7 @@ def _interrupt(number: int, frame: Any):
     deadline = threading.Timer(GRACE, _end_now)
     deadline.daemon = True
     deadline.start()
-    raise KeyboardInterrupt
+    raise Interrupt
 
 # %% ../nbs/04_console.ipynb #32e98d36
 REMEDIES = {
