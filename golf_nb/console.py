@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVERY', 'SILENT', 'INTERRUPTED', 'GRACE', 'REMEDIES', 'clock', 'Phase', 'is_terminal', 'Console', 'kept', 'at_once',
-           'first', 'Interrupt', 'in_one_line', 'run', 'take_over', 'is_command']
+           'first', 'in_one_line', 'run', 'take_over', 'is_command']
 
 # %% ../nbs/04_console.ipynb #4ac318dc
 import codecs
@@ -201,8 +201,8 @@ def _end_now():
     os._exit(status)
 
 
-class Interrupt(KeyboardInterrupt):
-    "A signal; a kind of its own: where KeyboardInterrupt itself leaves an `exec`, Python ends by SIGINT in any case."
+class _Interrupt(KeyboardInterrupt):
+    "A signal; after a plain KeyboardInterrupt out of an `exec`, Python would end by SIGINT."
 
 
 def _interrupt(number: int, frame: Any):
@@ -212,7 +212,7 @@ def _interrupt(number: int, frame: Any):
     deadline = threading.Timer(GRACE, _end_now)
     deadline.daemon = True
     deadline.start()
-    raise Interrupt
+    raise _Interrupt
 
 # %% ../nbs/04_console.ipynb #32e98d36
 REMEDIES = {
