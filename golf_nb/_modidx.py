@@ -581,6 +581,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.console.Phase._speak': ('console.html#phase._speak', 'golf_nb/console.py'),
                                  'golf_nb.console.Phase.at': ('console.html#phase.at', 'golf_nb/console.py'),
                                  'golf_nb.console.Phase.end': ('console.html#phase.end', 'golf_nb/console.py'),
+                                 'golf_nb.console._Interrupt': ('console.html#_interrupt', 'golf_nb/console.py'),
                                  'golf_nb.console._asked_for': ('console.html#_asked_for', 'golf_nb/console.py'),
                                  'golf_nb.console._begin': ('console.html#_begin', 'golf_nb/console.py'),
                                  'golf_nb.console._end_now': ('console.html#_end_now', 'golf_nb/console.py'),

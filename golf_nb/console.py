@@ -201,6 +201,10 @@ def _end_now():
     os._exit(status)
 
 
+class _Interrupt(KeyboardInterrupt):
+    "A signal; after a plain KeyboardInterrupt out of an `exec`, Python would end by SIGINT."
+
+
 def _interrupt(number: int, frame: Any):
     "Answer a signal: unwind; where that fails or takes too long, and the second time, end at once."
     _asked.append(number)
@@ -208,7 +212,7 @@ def _interrupt(number: int, frame: Any):
     deadline = threading.Timer(GRACE, _end_now)
     deadline.daemon = True
     deadline.start()
-    raise KeyboardInterrupt
+    raise _Interrupt
 
 # %% ../nbs/04_console.ipynb #32e98d36
 REMEDIES = {

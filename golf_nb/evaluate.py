@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from .console import SILENT, Console, kept, run
+from .console import SILENT, Console, in_one_line, kept, run
 from .presets import check_finished, load_config
 
 # %% ../nbs/21_evaluate.ipynb #9912dcd5
@@ -45,7 +45,7 @@ def read_command(
         check_finished(chosen.folder, 'model.golf', 'checkpoint/weights.safetensors')
         scoring = load_config(chosen.folder).eval
         if scoring.stride is not None: check_stride(scoring.window, scoring.stride)
-    except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
+    except (OSError, ValueError) as error: raise SystemExit(f'error: {in_one_line(error)}') from None
     return chosen
 
 
@@ -401,9 +401,7 @@ def conclude(
     try: write_atomically(path, json.dumps(scores, indent=1).encode())
     except OSError as error: failure = error
     print(json.dumps(scores) if as_json else score_table(scores), flush=True)
-    if failure:
-        raise ScoringError(f'{path}: {failure.strerror}: the scores are not kept; make room there or allow '
-                           'this user to write, then run the same command again')
+    if failure: raise ScoringError(f'the scores are not kept: {in_one_line(failure)}')
 
 # %% ../nbs/21_evaluate.ipynb #a9deb5ba
 def main(

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from .config import ConfigError, TTTConfig
-from .console import SILENT, Console, kept, run
+from .console import SILENT, Console, in_one_line, kept, run
 from .presets import check_finished, load_config
 
 # %% ../nbs/22_ttt.ipynb #a8019de9
@@ -67,7 +67,7 @@ def read_command(
             raise ConfigError(f'{folder}: its configuration has no test-time training (ttt.update is off); '
                               'choose one, e.g. --update sgd')
         read_scores(folder)
-    except (OSError, ValueError) as error: raise SystemExit(f'error: {error}') from None
+    except (OSError, ValueError) as error: raise SystemExit(f'error: {in_one_line(error)}') from None
     return chosen
 
 

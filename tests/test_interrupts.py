@@ -17,6 +17,7 @@ import pytest
 from golf_nb import audit, evaluate
 from golf_nb.audit.command import main as audit_main
 from golf_nb.config import change
+from golf_nb.console import REMEDIES
 from golf_nb.presets import get
 from golf_nb.runs import RunError
 from golf_nb.study.grid import main as grid_main
@@ -191,9 +192,8 @@ def test_a_full_disk_costs_no_scores(place):
     with started(place, 'golf_nb.evaluate', 'run', '--json', '--quiet', preexec_fn=full) as process:
         said, complained = process.communicate()
     assert process.returncode == 1 and json.loads(said)['window'] == 128
-    assert complained.splitlines() == [
-        f'error: run/scores.json: {os.strerror(errno.EFBIG)}: the scores are not kept; make room there or '
-        'allow this user to write, then run the same command again']
+    assert complained.splitlines() == [f'error: the scores are not kept: run/scores.json: '
+                                       f'{os.strerror(errno.EFBIG)}: {REMEDIES[errno.EFBIG]}']
     assert (place/'run'/'scores.json').read_bytes() == before
 
 
@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_written_costs_no_scores(as_json, finished, tmp_
     locked.mkdir(mode=0o555)
     if not os.access(locked, os.W_OK): folder = locked
     else: folder = Path('/proc')                           # an administrator may write anywhere else
-    with pytest.raises(evaluate.ScoringError, match=f'{folder}/scores.json: .*the scores are not kept'):
+    with pytest.raises(evaluate.ScoringError, match=f'the scores are not kept: {folder}/scores.json: '):
         evaluate.conclude(folder, scores, as_json)
     said = capsys.readouterr().out
     assert json.loads(said) == scores if as_json else f'{scores["sliding"]:.4f}' in said
@@ -215,7 +215,7 @@ def test_an_audit_that_cannot_be_written_is_printed(place, capsys):
     with pytest.raises(SystemExit) as end: audit_main([str(place/'run'), '--no-protocol', '--quiet'])
     said, complained = capsys.readouterr()
     assert end.value.code == 2 and 'C4 coverage' in said
-    assert complained.startswith(f'error: {place/"run"/"audit.json"}: Is a directory')
+    assert complained.startswith(f'error: the report is not kept: {place/"run"/"audit.json"}: Is a')
     assert complained.count('\n') == 1
 
 

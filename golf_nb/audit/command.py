@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import Console, kept
+from ..console import Console, in_one_line, kept
 from ..data import get_dataset
 from ..files import write_atomically
 from .folders import Heard, audit_folder
@@ -34,9 +34,7 @@ def _audit_named(chosen: argparse.Namespace, console: Console) -> Report:
 def _keep(report: Report, path: Path) -> str:
     "Write a report; say why if it cannot be written."
     try: write_atomically(path, json.dumps(report.as_dict(), indent=1).encode())
-    except OSError as error:
-        return (f'{path}: {error.strerror}: the report is not kept; make room there or allow this user '
-                'to write')
+    except OSError as error: return f'the report is not kept: {in_one_line(error)}'
     return ''
 
 
@@ -63,7 +61,7 @@ def main(
             else:
                 report = audit_folder(folder, chosen.seconds, not chosen.no_protocol, console)
                 failure = _keep(report, folder/'audit.json')
-        except (ValueError, OSError) as error: parser.exit(2, f'error: {error}\n')
+        except (ValueError, OSError) as error: parser.exit(2, f'error: {in_one_line(error)}\n')
     print(report)
     verdicts = [row.verdict for row in report.rows]
     print(f'{report.verdict}: ' + ', '.join(f'{verdicts.count(v)} {v}' for v in VERDICTS))

@@ -427,10 +427,7 @@ def main() -> int:                 # exit status
     if not chosen.results.is_dir(): raise FindingError(f'no folder {chosen.results}: name one with --results')
     rows = summary_rows(list(all_pages(chosen.grids, chosen.results)))
     if not rows: raise FindingError(f'no e00.json to e99.json in {chosen.grids}: name a folder with --grids')
-    path = chosen.results/'summary.json'
-    try: write_atomically(path, (json.dumps(rows, indent=1) + '\n').encode())
-    except OSError as error:
-        raise FindingError(f'{path}: {error.strerror}: make room there or allow this user to write') from None
+    write_atomically(chosen.results/'summary.json', (json.dumps(rows, indent=1) + '\n').encode())
     return 0
 
 
