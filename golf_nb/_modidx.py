@@ -593,6 +593,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'golf_nb.console._near': ('console.html#_near', 'golf_nb/console.py'),
                                  'golf_nb.console._package': ('console.html#_package', 'golf_nb/console.py'),
                                  'golf_nb.console._readable': ('console.html#_readable', 'golf_nb/console.py'),
+                                 'golf_nb.console._warn': ('console.html#_warn', 'golf_nb/console.py'),
                                  'golf_nb.console.at_once': ('console.html#at_once', 'golf_nb/console.py'),
                                  'golf_nb.console.clock': ('console.html#clock', 'golf_nb/console.py'),
                                  'golf_nb.console.first': ('console.html#first', 'golf_nb/console.py'),

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -277,6 +278,11 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Any):
     sys.__excepthook__(kind, error, trace)
 
 
+def _warn(message: Any, category: type[Warning], *where: Any):
+    "Say a warning in one line: what it is about stands in it."
+    if first(): print(f'warning: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
+
+
 def take_over():
     "Let signals and consoles be as this page describes: for a command, not for a program that imports us."
     for stream in (sys.stdout, sys.stderr):
@@ -287,6 +293,7 @@ def take_over():
     sys.excepthook = _excepthook
     sys.unraisablehook = lambda said: None if _asked else sys.__unraisablehook__(said)
     threading.excepthook = lambda said: None if _asked else threading.__excepthook__(said)
+    warnings.showwarning = _warn
 
 # %% ../nbs/04_console.ipynb #87b8e5c0
 _PLAIN = {'\u2010': '-', '\u2013': '-', '\u2014': '-', '\u2192': '->', '\u2264': '<=', '\u2265': '>=',

@@ -220,7 +220,7 @@ RULES += [
     *_rounding_rules('rounding', lambda c: c.quant.bits),
     *_rounding_rules('embed_rounding', lambda c: min(c.quant.embed_bits, 8)),
     *_rounding_rules('again', lambda c: 8),
-    Rule('quant.again.feedback', lambda c, n: 'False where --quant.rounding.feedback is: nothing is calibrated',
+    Rule('quant.again.feedback', lambda c, n: 'False where --quant.rounding.feedback is',
          lambda c, n: not (c.quant.again and c.quant.again.feedback) or c.quant.rounding.feedback,
          lambda c, n: (False,)),
     Rule('quant.calibration.visit_weights', lambda c, n: 'a weight above 0 among the visits of every block',
