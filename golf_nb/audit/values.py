@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-# %% ../../nbs/audit/09_values.ipynb #6e02abe9
+# %% ../../nbs/audit/09_values.ipynb #6c68b6e0
 class _Unknown:
     "The value of what is not a constant."
     def __repr__(self): return 'unknown'
@@ -55,7 +55,10 @@ def trail(
     most: int = 7,          # places; those in the middle are left out
 ) -> str:                   # such as "12 'data/val_*.bin' > 40 load(pattern) > 71 loss.backward()"
     "A way in one line, each place with its line number."
-    found = [f'{step.line} {step.what}' for step in steps(last)]
+    way = steps(last)
+    inner = [step for step in way[1:-1] if not re.fullmatch(r'\w+\(\w+\)', step.what)]
+    if len(way) > most: way = [way[0], *inner, way[-1]]          # arguments that are only handed on
+    found = [f'{step.line} {step.what}' for step in way]
     found = [new for old, new in itertools.pairwise(['', *found]) if new != old]
     if len(found) > most: found = [*found[:most//2], '...', *found[len(found) - most//2:]]
     return ' > '.join(found)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MOST_STATEMENTS', 'CALIBRATES', 'Event', 'Function', 'Class', 'Bound', 'Gradient', 'Frame', 'TooLong', 'State',
-           'Statements', 'Stores', 'Expressions', 'Choices', 'Calls', 'Walk']
+           'Statements', 'is_parameter', 'Stores', 'Expressions', 'Choices', 'Calls', 'Walk']
 
-# %% ../../nbs/audit/10_walk.ipynb #fbc03bdb
+# %% ../../nbs/audit/10_walk.ipynb #81e16661
 import ast
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from golf_nb.audit.values import (
@@ -31,7 +32,7 @@ from golf_nb.audit.values import (
     names_files,
 )
 
-# %% ../../nbs/audit/10_walk.ipynb #a3172893
+# %% ../../nbs/audit/10_walk.ipynb #727ccdba
 class Event(NamedTuple):
     "Something that happens to text or to scores."
     kind: str                     # 'score', 'train', 'run', 'calibrate', 'key', 'mask', 'peek', 'choice', 'reset'
@@ -70,7 +71,11 @@ class Class:
         return next((found for base in self.bases if isinstance(base, Class) and (found := base.find(name))), None)
 
     @property
-    def module(self) -> bool: return bool(self.find('forward') or self.find('__call__'))
+    def module(self) -> bool:
+        "Is it a model, or a part of one?"
+        return bool(self.find('forward') or self.find('__call__')) or \
+            any(ast.unparse(base).endswith('Module') for base in self.node.bases) or \
+            any(isinstance(base, Class) and base.module for base in self.bases)
 
 
 class Bound(NamedTuple):
@@ -112,12 +117,14 @@ class Frame:
 
 class TooLong(Exception): "A script whose walk does not end in time."
 
-# %% ../../nbs/audit/10_walk.ipynb #d7aca4a4
+# %% ../../nbs/audit/10_walk.ipynb #af286bf7
 MOST_STATEMENTS = 150_000
 _SUMS = re.compile(r'loss|nll|nats|bits|score|ce_|_ce$|bpb|xent|sum|total', re.I)
+_HIDDEN = re.compile(r'logit|hidden|^[xhz]$|emb|grad|delta|hess|weight|^out$', re.I)
+_EVALUATES = re.compile('eval|score|bpb|valid')
 _COUNTS = re.compile(r'byte|token|count|len|num|size', re.I)
 CALIBRATES = re.compile(r'^(?!.*(eval|score))(.*hessian|.*calib|.*gptq|collect_(act|stat|cov|inp|feat))', re.I)
-_PARAMETER = re.compile(r'\.(data|weight|bias)\b|^(p|param|parameter)s?\b|_param\b|\.params?\b')
+_PARAMETER = re.compile(r'(^|_)(p|params?|parameters?|weights?|bias)$')
 _PER_RANK = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
 _KEPT = ('val', 'score', 'filled')
 
@@ -136,6 +143,7 @@ class State:
         self.files = file_names(tree)
         self.module = Frame()
         self.fitted: frozenset = frozenset()       # models whose weights an optimizer was given
+        self.frozen: frozenset = frozenset()       # models whose weights take no gradient
         self.sides: dict[int, list[Value]] = {}    # of comparisons, as they were last evaluated
 
     def note(self, kind: str, node: ast.AST, value: Value, what: str = '', mark: str = ''):
@@ -145,6 +153,9 @@ class State:
         text = what or ast.unparse(node)
         step = Step(node.lineno, text if len(text) <= 60 else text[:57] + '...', before, self.loops)
         if kind == 'run' and self.calibrates(): kind = 'calibrate'
+        if kind == 'train':
+            free = value.by - self.frozen or value.by
+            value = replace(value, by=free & self.fitted or free)
         self.events.append(Event(kind, step, self.loops, value.loops, value.by, self.guards, self.rare, marks))
 
     def calibrates(self) -> bool:
@@ -162,8 +173,9 @@ class State:
         "The loops of the function that the walk is in."
         return frozenset(loop.number for loop in self.loops[frame.depth:])
 
-# %% ../../nbs/audit/10_walk.ipynb #231af5cd
-def _written(nodes: Sequence[ast.AST]) -> set[str]:
+# %% ../../nbs/audit/10_walk.ipynb #cc5646df
+@lru_cache(maxsize=None)
+def _written(nodes: tuple[ast.AST, ...]) -> set[str]:
     "Names that statements assign."
     return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
@@ -184,7 +196,10 @@ class Statements(State):
 
     def _do_Continue(self, node, frame): return True
     def _do_Break(self, node, frame): return True
-    def _do_Delete(self, node, frame): pass
+    def _do_Delete(self, node, frame):
+        for target in node.targets:
+            gone = self._models([self.value(target, frame)], {}) if isinstance(target, ast.Name) else ()
+            if gone: self.note('gone', node, Value(by=gone))
     def _do_Global(self, node, frame): frame.outer |= set(node.names)
     _do_Nonlocal = _do_Global
 
@@ -286,7 +301,7 @@ class Statements(State):
         return replace(item, loops=item.loops | {loop.number}, items=inner, at=(loop.number, 0))
 
     def _forget(self, body, frame):
-        for name in _written(body):
+        for name in _written(tuple(body)):
             value = frame.names.get(name)
             if value is not None and value.const is not UNKNOWN: frame.names[name] = replace(value, const=UNKNOWN, flag='')
 
@@ -341,12 +356,24 @@ class Statements(State):
         elif isinstance(node.op, ast.Add | ast.Sub) and self.is_score(name, given): self.note('score', node, given)
         self.assign(node.target, made, frame, node, given)
 
+    def in_model(self, path: Sequence[Function]) -> bool:
+        "Is the walk inside a model that makes its activations?"
+        return any(f.owner and f.owner.module and not _EVALUATES.search(f.name) for f in path)
+
     def is_score(self, name: str, given: Value) -> bool:
         "Is a sum, or a list, of this name, one of scores?"
+        if self.in_model(self.path) or _HIDDEN.search(name): return False         # activations, not losses
         if given.has('score', 'total'): return True
         return given.has('val') and bool(_SUMS.search(name)) and not _COUNTS.search(name)
 
-# %% ../../nbs/audit/10_walk.ipynb #198c5b64
+# %% ../../nbs/audit/10_walk.ipynb #eed7b9ec
+def is_parameter(node: ast.AST) -> bool:
+    "Does a target look like weights: `p.data`, `layer.weight[3]`?"
+    while isinstance(node, ast.Subscript): node = node.value
+    if isinstance(node, ast.Attribute): return node.attr in ('data', 'weight', 'bias', 'params')
+    return isinstance(node, ast.Name) and bool(_PARAMETER.search(node.id))
+
+
 class Stores(Statements):
     "Assignments."
     def assign(self, target: ast.AST, value: Value, frame: Frame, node: ast.stmt, added: Value | None = None):
@@ -377,9 +404,19 @@ class Stores(Statements):
         for thing in holder.things:
             if isinstance(thing, Thing | Class):
                 old = thing.fields.get(target.attr)
-                thing.fields[target.attr] = join(value, old) if self.maybe and old else value
+                if self.maybe and old:       # what a model remembers of a text is gone with the next one
+                    model = isinstance(thing.cls, Class) and thing.cls.module if isinstance(thing, Thing) else False
+                    kept = replace(old, marks={}) if model else old
+                    thing.fields[target.attr] = join(value, kept)
+                else: thing.fields[target.attr] = value
+        if target.attr == 'requires_grad': self.freeze(holder, value)
         if isinstance(target.value, ast.Name) and not holder.things:
             self._name(f'{target.value.id}.{target.attr}', value, frame)
+
+    def freeze(self, holder: Value, value: Value):
+        "Weights that take no gradient, or take one again."
+        mine = holder.by | frozenset(t for t in holder.things if isinstance(t, Thing))
+        self.frozen = self.frozen - mine if value.const in (True, UNKNOWN) else self.frozen | mine
 
     def _element(self, target, value, frame, node, given):
         holder, index = self.value(target.value, frame), held(self.value(target.slice, frame))
@@ -414,10 +451,9 @@ class Stores(Statements):
 
     def _weights(self, target, given, node, frame):
         "Weights that are set from text or scores are trained, whatever computes them."
-        if given.has('val', 'score', 'filled') and _PARAMETER.search(ast.unparse(target)):
-            self.note('train', node, given)
+        if given.has('val', 'score', 'filled') and is_parameter(target): self.note('train', node, given)
 
-# %% ../../nbs/audit/10_walk.ipynb #c93cfbb4
+# %% ../../nbs/audit/10_walk.ipynb #2bea662d
 _HASHES = (ast.BitXor, ast.Mod, ast.BitAnd)
 _PLAIN = ('shape', 'ndim', 'dtype', 'device', 'itemsize', 'nbytes', 'is_cuda', 'requires_grad', 'training')
 
@@ -469,7 +505,7 @@ class Expressions(Stores):
         if node.attr == 'parent': return replace(base, const=UNKNOWN)
         guess = guessed(node.attr, node.lineno, targets=False)
         if guess.marks and not base.marks: return guess
-        return Value(base.marks, loops=base.loops, by=base.by or guess.by)
+        return Value(base.marks, loops=base.loops, by=base.by)
 
     def _member(self, thing, name, base, node):
         "A field or a method of an instance or a class."
@@ -568,7 +604,7 @@ class Expressions(Stores):
         aimed = [p.has('target') for p in inner]
         if any(aimed) and any(p.has('file', 'context', 'filled', 'key', 'score') and not p.has('target') for p in inner):
             marks |= self.marked(node, ast.unparse(node), 'known', inner[aimed.index(True)])
-        marks.pop('val path', None)
+        for mark in ('val path', 'val', 'target'): marks.pop(mark, None)       # places in a text are no text
         return Value(marks, const, flag, loops=whole.loops, by=whole.by)
 
     def _of_BoolOp(self, node, frame):
@@ -685,7 +721,7 @@ class Choices(Expressions):
         if several or best or name in ('argmin', 'nanargmin', 'nanmin'):
             self.note('choice', node, next(v for v in whole if v.has('total')), mark='total')
 
-# %% ../../nbs/audit/10_walk.ipynb #d3e2b3de
+# %% ../../nbs/audit/10_walk.ipynb #beb9280e
 _LOSSES = ('cross_entropy', 'nll_loss', 'CrossEntropyLoss', 'NLLLoss', 'binary_cross_entropy',
            'softmax_cross_entropy_with_integer_labels', 'linear_cross_entropy')
 _SIZES = ('len', 'numel', 'size', 'dim', 'ndimension', 'element_size', 'stride', 'nelement', 'count_nonzero', 'isinstance',
@@ -703,6 +739,8 @@ _HASH = ('hash', 'crc32', 'bitwise_xor', 'logical_xor', 'remainder', 'fmod', 'bi
 _HISTOGRAMS = ('bincount', 'histc', 'histogram', 'Counter', 'unique', 'unique_consecutive')
 _WRAPPERS = ('compile', 'DistributedDataParallel', 'DataParallel', 'FullyShardedDataParallel', 'script', 'trace', 'jit', 'wraps',
              'no_grad', 'inference_mode', 'checkpoint_wrapper', 'fully_shard', 'vmap', 'lru_cache', 'cache', 'disable')
+_SAME = ('to', 'cuda', 'cpu', 'eval', 'train', 'half', 'float', 'bfloat16', 'double', 'requires_grad_', 'apply', 'compile',
+         'share_memory', 'to_empty', 'type')
 _GRADS = ('grad', 'value_and_grad', 'grad_and_value', 'vjp', 'jacrev')
 _ADDS = ('append', 'extend', 'add', 'add_', 'put', 'insert', 'appendleft', 'push', 'update', 'setdefault', 'observe', 'learn',
          'record', 'index_add_', 'scatter_add_', 'scatter_', 'index_put_', 'copy_', 'fill_')
@@ -745,13 +783,12 @@ class Calls(Choices):
                 if made.has('val', 'score'): self.note('train', node, made)
                 return made
             case Class(): return self._instance(thing, given, words, node, frame)
-            case Thing(cls=Class() as made) if made.module:
+            case Thing(cls=Class() as made) if made.find('__call__') or made.find('forward'):
                 method = made.find('__call__') or made.find('forward')
                 mine = Value(things=(thing,))
                 text = [v for v in [*given, *words.values()] if held(v).has('val') and not held(v).has('score')]
                 if text: self.note('run', node, text[0])
-                found = join(*(self.enter(m, [mine, *given], words, node) for m in method.things if isinstance(m, Function)))
-                return replace(found, by=found.by | {thing} | self._models(given, words))
+                return join(*(self.enter(m, [mine, *given], words, node) for m in method.things if isinstance(m, Function)))
         return None
 
     def _models(self, given, words):
@@ -804,8 +841,15 @@ class Calls(Choices):
         self.path, self.rare = before, rare
         made = join(*frame.result) if frame.result else NOTHING
         if frame.yields: made = Value(things=(Thing('list', inside=join(*frame.yields)),))
+        if function.owner and function.owner.module and given and not self.in_model(before):
+            models = frozenset(t for t in given[0].things if isinstance(t, Thing))    # as a whole, not its parts
+            made = self._made_by(made, models | self._models(given[1:], words))
         if sum(e.kind == 'score' for e in self.events) > scored: made = self._total(made, function, node)
         return made
+
+    def _made_by(self, made, models):
+        items = made.items and tuple(self._made_by(item, models) for item in made.items)
+        return replace(made, by=models, items=items)
 
     def _passed(self, function, name, value, node):
         "An argument: its way leads through the call."
@@ -833,8 +877,9 @@ class Calls(Choices):
             marks |= self.marked(node, ast.unparse(node), 'score', *text)
             if not all(p.has('score') for p in text): self.note('run', node, text[0])
         elif function.has('val'): marks |= {m: s for m, s in function.marks.items() if m in ('val', 'score')}
-        return Value(marks, loops=whole.loops, by=whole.by | self._models(given, words) | function.by |
-                     frozenset(t for t in function.things if isinstance(t, Thing)))
+        by = function.by | self._models([v for v in given if not held(v).has('val')], words)
+        return Value(marks, loops=whole.loops, by=by.union(*(p.by for p in text), (
+            t for t in function.things if isinstance(t, Thing))))
 
     def aimed(self, given: Sequence[Value]):
         "The second argument of a model or a loss is the target: remember its index."
@@ -848,7 +893,7 @@ class Calls(Choices):
                 elif isinstance(thing, Bound) and isinstance(thing.function, Function) and thing.function not in self.path:
                     self.enter(thing.function, list(thing.first), dict(thing.words), node)
 
-# %% ../../nbs/audit/10_walk.ipynb #01dff88b
+# %% ../../nbs/audit/10_walk.ipynb #875b3e98
 class Walk(Calls):
     "A walk through a whole script."
     def library(self, name: str, given: list, words: Mapping, node: ast.AST, frame: Frame) -> Value:
@@ -983,6 +1028,8 @@ class Walk(Calls):
         whole = held(made)
         if name == 'backward': return self._train(node, [whole, *given])
         if name in ('add_argument', 'parse_args', 'parse_known_args', 'set_defaults'): return self._parser(made, name, given, words)
+        if name == 'requires_grad_': self.freeze(made, given[0] if given else Value(const=True))
+        if name in _SAME and any(getattr(t, 'kind', '') == 'instance' for t in made.things): return made
         self.handed(given, words, node, frame)
         if name in ('submit', 'map', 'starmap', 'apply_async', 'imap') and given:
             if found := self._elsewhere(name, given, words, node, frame): return found
@@ -1033,7 +1080,7 @@ class Walk(Calls):
         "Put something into a list, a sum, a table."
         whole, place = join(*parts), ast.unparse(function.value)
         if self.is_score(place, whole) and name not in ('copy_', 'fill_', 'scatter_'): self.note('score', node, whole)
-        if _PARAMETER.search(place) and whole.has('val', 'score', 'filled'): self.note('train', node, whole)
+        if is_parameter(function.value) and whole.has('val', 'score', 'filled'): self.note('train', node, whole)
         keyed = name in ('update', 'add', 'observe', 'learn', 'record', 'setdefault', 'index_add_', 'scatter_add_', 'index_put_')
         fills = keyed and whole.has('val') and not whole.has('score') and not (name == 'add_')
         more = self.marked(node, ast.unparse(node), 'filled', whole) if fills else {}
