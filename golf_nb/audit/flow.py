@@ -143,7 +143,7 @@ def _found(walk: Walk) -> list[Finding]:
         if old is None or len(finding.guards) < len(old.guards): single[finding.check, finding.step.line] = finding
     return list(single.values())
 
-# %% ../../nbs/audit/11_flow.ipynb #fe9a560b
+# %% ../../nbs/audit/11_flow.ipynb #5313374c
 class Flow(NamedTuple):
     "What was found in a script."
     findings: list[Finding]       # in the script as it is
@@ -157,9 +157,8 @@ def follow(
     settings: Mapping[str, Any] | None = None,   # of the environment or the command line, if they are known
 ) -> Flow:
     "Walk a script with its flags as they are, and once more with all of them on."
-    walks = []
+    walks, aims = [], frozenset()
     for switched in (False, True):
-        aims: frozenset = frozenset()
         try:
             for _ in range(2):
                 walk = Walk(tree, switched, settings, aims).go()

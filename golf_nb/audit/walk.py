@@ -117,14 +117,14 @@ class Frame:
 
 class TooLong(Exception): "A script whose walk does not end in time."
 
-# %% ../../nbs/audit/10_walk.ipynb #af286bf7
+# %% ../../nbs/audit/10_walk.ipynb #15e871c4
 MOST_STATEMENTS = 150_000
 _SUMS = re.compile(r'loss|nll|nats|bits|score|ce_|_ce$|bpb|xent|sum|total', re.I)
 _HIDDEN = re.compile(r'logit|hidden|^[xhz]$|emb|grad|delta|hess|weight|^out$', re.I)
 _EVALUATES = re.compile('eval|score|bpb|valid')
 _COUNTS = re.compile(r'byte|token|count|len|num|size', re.I)
 CALIBRATES = re.compile(r'^(?!.*(eval|score))(.*hessian|.*calib|.*gptq|collect_(act|stat|cov|inp|feat))', re.I)
-_PARAMETER = re.compile(r'(^|_)(p|params?|parameters?|weights?|bias)$')
+_PARAMETER = re.compile(r'^p$|(^|_)(params?|parameters?)$')
 _PER_RANK = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
 _KEPT = ('val', 'score', 'filled')
 
@@ -143,6 +143,7 @@ class State:
         self.files = file_names(tree)
         self.module = Frame()
         self.fitted: frozenset = frozenset()       # models whose weights an optimizer was given
+        self.models: dict[tuple, Value] = {}       # what models returned, by what they were given
         self.frozen: frozenset = frozenset()       # models whose weights take no gradient
         self.sides: dict[int, list[Value]] = {}    # of comparisons, as they were last evaluated
 
@@ -366,10 +367,10 @@ class Statements(State):
         if given.has('score', 'total'): return True
         return given.has('val') and bool(_SUMS.search(name)) and not _COUNTS.search(name)
 
-# %% ../../nbs/audit/10_walk.ipynb #eed7b9ec
+# %% ../../nbs/audit/10_walk.ipynb #de66179a
 def is_parameter(node: ast.AST) -> bool:
     "Does a target look like weights: `p.data`, `layer.weight[3]`?"
-    while isinstance(node, ast.Subscript): node = node.value
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute): node = node.value
     if isinstance(node, ast.Attribute): return node.attr in ('data', 'weight', 'bias', 'params')
     return isinstance(node, ast.Name) and bool(_PARAMETER.search(node.id))
 
@@ -451,7 +452,8 @@ class Stores(Statements):
 
     def _weights(self, target, given, node, frame):
         "Weights that are set from text or scores are trained, whatever computes them."
-        if given.has('val', 'score', 'filled') and is_parameter(target): self.note('train', node, given)
+        named = not isinstance(target, ast.Name) or not self.value(target, frame, quiet=True).marks
+        if given.has('val', 'score', 'filled') and named and is_parameter(target): self.note('train', node, given)
 
 # %% ../../nbs/audit/10_walk.ipynb #2bea662d
 _HASHES = (ast.BitXor, ast.Mod, ast.BitAnd)
@@ -721,7 +723,7 @@ class Choices(Expressions):
         if several or best or name in ('argmin', 'nanargmin', 'nanmin'):
             self.note('choice', node, next(v for v in whole if v.has('total')), mark='total')
 
-# %% ../../nbs/audit/10_walk.ipynb #beb9280e
+# %% ../../nbs/audit/10_walk.ipynb #a8aacc98
 _LOSSES = ('cross_entropy', 'nll_loss', 'CrossEntropyLoss', 'NLLLoss', 'binary_cross_entropy',
            'softmax_cross_entropy_with_integer_labels', 'linear_cross_entropy')
 _SIZES = ('len', 'numel', 'size', 'dim', 'ndimension', 'element_size', 'stride', 'nelement', 'count_nonzero', 'isinstance',
@@ -745,6 +747,13 @@ _GRADS = ('grad', 'value_and_grad', 'grad_and_value', 'vjp', 'jacrev')
 _ADDS = ('append', 'extend', 'add', 'add_', 'put', 'insert', 'appendleft', 'push', 'update', 'setdefault', 'observe', 'learn',
          'record', 'index_add_', 'scatter_add_', 'scatter_', 'index_put_', 'copy_', 'fill_')
 _OPTIMIZERS = re.compile(r'SGD|Adam|Muon|Optim|Lion|RMSprop|Adagrad|LBFGS|Soap|Shampoo', re.I)
+
+
+def _seen(value: Value) -> tuple:
+    "What of an argument decides what a model returns."
+    const = value.const if isinstance(value.const, int | str | float | bool | type(None)) else UNKNOWN
+    inner = tuple(map(_seen, value.items)) if value.items is not None else ()
+    return frozenset(held(value).marks), const, tuple(map(id, value.things)), inner
 
 
 class Calls(Choices):
@@ -819,6 +828,9 @@ class Calls(Choices):
         "Walk a function of the script with the arguments of a call."
         if sum(f.node is function.node for f in self.path) > 1 or len(self.path) > 30:
             return self.opaque(NOTHING, list(given), words, node, self.module)
+        key = (function.node, tuple(map(_seen, given)), tuple((k, _seen(v)) for k, v in sorted(words.items())))
+        if key in self.models and not self.in_model(self.path):
+            return self._rooted(self.models[key], [*given[1:], *words.values()], node)
         frame, args = Frame(function.frame, len(self.loops)), function.node.args
         names = [a.arg for a in [*args.posonlyargs, *args.args]]
         frame.owner = function.owner
@@ -843,9 +855,17 @@ class Calls(Choices):
         if frame.yields: made = Value(things=(Thing('list', inside=join(*frame.yields)),))
         if function.owner and function.owner.module and given and not self.in_model(before):
             models = frozenset(t for t in given[0].things if isinstance(t, Thing))    # as a whole, not its parts
-            made = self._made_by(made, models | self._models(given[1:], words))
+            self.models[key] = made = self._made_by(made, models | self._models(given[1:], words))
+            made = self._rooted(made, [*given[1:], *words.values()], node)
         if sum(e.kind == 'score' for e in self.events) > scored: made = self._total(made, function, node)
         return made
+
+    def _rooted(self, made, given, node):
+        "What a model made, with a way that leads through its arguments and not through its layers."
+        items = made.items and tuple(self._rooted(item, given, node) for item in made.items)
+        parts = list(map(held, given))
+        marks = {m: s for mark in made.marks for m, s in self.marked(node, ast.unparse(node), mark, *parts).items()}
+        return replace(made, marks=marks, items=items, loops=frozenset().union(*(p.loops for p in parts)))
 
     def _made_by(self, made, models):
         items = made.items and tuple(self._made_by(item, models) for item in made.items)
