@@ -507,6 +507,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'golf_nb.audit.walk.Expressions._of_comprehension': ( 'audit/walk.html#expressions._of_comprehension',
                                                                                           'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Expressions._part': ('audit/walk.html#expressions._part', 'golf_nb/audit/walk.py'),
+                                    'golf_nb.audit.walk.Expressions.hashed': ( 'audit/walk.html#expressions.hashed',
+                                                                               'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Expressions.value': ('audit/walk.html#expressions.value', 'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Frame': ('audit/walk.html#frame', 'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Frame.__init__': ('audit/walk.html#frame.__init__', 'golf_nb/audit/walk.py'),

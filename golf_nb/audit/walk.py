@@ -174,7 +174,7 @@ class State:
         "The loops of the function that the walk is in."
         return frozenset(loop.number for loop in self.loops[frame.depth:])
 
-# %% ../../nbs/audit/10_walk.ipynb #cc5646df
+# %% ../../nbs/audit/10_walk.ipynb #7ec01c42
 @lru_cache(maxsize=None)
 def _written(nodes: tuple[ast.AST, ...]) -> set[str]:
     "Names that statements assign."
@@ -191,7 +191,7 @@ class Statements(State):
             if getattr(self, '_do_' + type(node).__name__, self._other)(node, frame): return True
         return False
 
-    def _other(self, node: ast.stmt, frame: Frame):
+    def _other(self, node: ast.AST, frame: Frame):
         for part in ast.iter_child_nodes(node):
             if isinstance(part, ast.expr): self.value(part, frame)
 
@@ -351,6 +351,7 @@ class Statements(State):
         const, flag = folded(type(node.op), old, new)
         made = replace(join(old, new), const=const, flag=flag, items=None, things=old.things, at=None, lib='')
         name, given = ast.unparse(node.target), held(new)
+        made = replace(made, marks={**made.marks, **self.hashed(node, held(old), given)})
         if isinstance(node.op, ast.Add | ast.Sub) and self.is_score(name, given) and not isinstance(node.target, ast.Attribute):
             self.note('score', node, given)
             made = replace(made, marks={**made.marks, **self.marked(node, name, 'total', given)})
@@ -367,7 +368,7 @@ class Statements(State):
         if given.has('score', 'total'): return True
         return given.has('val') and bool(_SUMS.search(name)) and not _COUNTS.search(name)
 
-# %% ../../nbs/audit/10_walk.ipynb #de66179a
+# %% ../../nbs/audit/10_walk.ipynb #76c2b17d
 def is_parameter(node: ast.AST) -> bool:
     "Does a target look like weights: `p.data`, `layer.weight[3]`?"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute): node = node.value
@@ -377,7 +378,7 @@ def is_parameter(node: ast.AST) -> bool:
 
 class Stores(Statements):
     "Assignments."
-    def assign(self, target: ast.AST, value: Value, frame: Frame, node: ast.stmt, added: Value | None = None):
+    def assign(self, target: ast.AST, value: Value, frame: Frame, node: ast.AST, added: Value | None = None):
         "Give a name, a field, or an element its value."
         match target:
             case ast.Name(): self._name(target.id, value, frame)
@@ -455,7 +456,7 @@ class Stores(Statements):
         named = not isinstance(target, ast.Name) or not self.value(target, frame, quiet=True).marks
         if given.has('val', 'score', 'filled') and named and is_parameter(target): self.note('train', node, given)
 
-# %% ../../nbs/audit/10_walk.ipynb #2bea662d
+# %% ../../nbs/audit/10_walk.ipynb #5d52240f
 _HASHES = (ast.BitXor, ast.Mod, ast.BitAnd)
 _PLAIN = ('shape', 'ndim', 'dtype', 'device', 'itemsize', 'nbytes', 'is_cuda', 'requires_grad', 'training')
 
@@ -574,8 +575,7 @@ class Expressions(Stores):
         if isinstance(node.op, ast.Add) and left.items is not None and right.items is not None:
             return replace(whole, items=left.items + right.items)
         marks = dict(whole.marks)
-        hashes = isinstance(node.op, _HASHES) and 'target' in marks and 'context' in marks
-        if hashes and not whole.has('score', 'known'): marks |= self.marked(node, ast.unparse(node), 'key', one, other)
+        marks |= self.hashed(node, one, other)
         if isinstance(node.op, ast.Mult) and whole.has('known') and (
                 one.has('known') and other.has('score') or other.has('known') and one.has('score')):
             self.note('mask', node, whole, mark='known')
@@ -583,6 +583,13 @@ class Expressions(Stores):
         if text and 'val path' not in marks: marks |= self.marked(node, repr(const), 'val path')
         return replace(whole, const=const, flag=flag, marks=marks, items=None, lib='', at=self._moved(node, left, right),
                        things=tuple(t for t in whole.things if getattr(t, 'kind', '') in ('list', 'object')))
+
+    def hashed(self, node: ast.BinOp | ast.AugAssign, one: Value, other: Value) -> dict:
+        "The mark of a key: a hash of the target and of what is before it."
+        before = [v.has('context') or v.has('val') and not v.has('target') for v in (one, other)]
+        if not isinstance(node.op, _HASHES) or not any(before) or not any(v.has('target') for v in (one, other)) \
+                or one.has('score', 'known') or other.has('score', 'known'): return {}
+        return self.marked(node, ast.unparse(node), 'key', one, other)
 
     def _moved(self, node, left, right):
         "An index plus or minus a number still counts from the same place; one before it is before."
