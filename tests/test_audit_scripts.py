@@ -269,6 +269,7 @@ def test_a_packed_cheat_is_found(tmp_path):
     assert new != cheat and verdicts(new, tmp_path)[check].verdict == 'fail'
 
 
+@pytest.mark.long
 def test_three_thousand_lines_end_in_time(tmp_path):
     def layer(i):
         if not i % 20: return f'def layer{i}(x): return x'

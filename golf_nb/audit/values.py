@@ -6,13 +6,13 @@
 __all__ = ['UNKNOWN', 'NOTHING', 'STRINGS', 'Loop', 'Step', 'steps', 'trail', 'Thing', 'Value', 'join', 'held', 'element',
            'folded', 'names_files', 'guessed', 'file_names']
 
-# %% ../../nbs/audit/09_values.ipynb #f04c3909
+# %% ../../nbs/audit/09_values.ipynb #78b59906
 import ast
 import fnmatch
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def trail(
     if len(found) > most: found = [*found[:most//2], '...', *found[len(found) - most//2:]]
     return ' > '.join(found)
 
-# %% ../../nbs/audit/09_values.ipynb #14c81607
+# %% ../../nbs/audit/09_values.ipynb #13f4eb77
 @dataclass(eq=False)
 class Thing:
     "Something that has an identity: a list, a table, a model, an instance."
@@ -108,7 +108,8 @@ def join(*values: 'Value | None') -> Value:
         if first.items is not None and other.items is not None and len(first.items) == len(other.items):
             items = tuple(map(join, first.items, other.items))
         things = first.things + tuple(t for t in other.things if t not in first.things)
-        first = Value(marks, first.const if same else UNKNOWN, first.flag or other.flag if same else '', items,
+        first = Value(marks, first.const if same else UNKNOWN, first.flag or other.flag if same else '',
+                      items,
                       things[:6], first.lib if first.lib == other.lib else '', first.loops | other.loops,
                       first.by | other.by, first.at if first.at == other.at else None)
     return first
@@ -131,18 +132,23 @@ def element(value: Value) -> Value:
     "What iterating gives, or indexing with an unknown index."
     inner = [*(value.items or ())]
     for thing in value.things:
-        if isinstance(thing, Thing): inner += [thing.inside, *(thing.fields.values() if thing.kind == 'dict' else ())]
+        if isinstance(thing, Thing):
+            inner += [thing.inside, *(thing.fields.values() if thing.kind == 'dict' else ())]
     found = join(*inner) if inner else NOTHING
     plain = {k: v for k, v in value.marks.items()}
-    return replace(found, marks={**found.marks, **plain}, loops=found.loops | value.loops, by=found.by | value.by)
+    return replace(found, marks={**found.marks, **plain}, loops=found.loops | value.loops,
+                   by=found.by | value.by)
 
-# %% ../../nbs/audit/09_values.ipynb #9d4a40a5
+# %% ../../nbs/audit/09_values.ipynb #2e3baec5
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-              ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Eq: operator.eq, ast.NotEq: operator.ne,
+              ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Eq: operator.eq,
+              ast.NotEq: operator.ne,
               ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
-              ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.Is: operator.is_, ast.IsNot: operator.is_not,
+              ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.Is: operator.is_,
+              ast.IsNot: operator.is_not,
               ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b, ast.Not: operator.not_,
-              ast.USub: operator.neg, ast.LShift: lambda a, b: a << min(b, 64), ast.Pow: lambda a, b: a ** min(b, 9)}
+              ast.USub: operator.neg, ast.LShift: lambda a, b: a << min(b, 64), ast.Pow: lambda a,
+              b: a ** min(b, 9)}
 STRINGS = ('lower', 'upper', 'strip', 'lstrip', 'rstrip', 'startswith', 'endswith', 'replace', 'removeprefix',
            'removesuffix', 'title', 'split', 'isdigit', 'format')
 
@@ -164,12 +170,13 @@ def folded(
     if isinstance(const, str | bytes) and len(const) > 10_000: return UNKNOWN, ''
     return const, next((value.flag for value in given if value.flag), '')
 
-# %% ../../nbs/audit/09_values.ipynb #0c189982
-_VAL = re.compile(r'(^|_)(val|valid|validation|eval)_?(tok|tokens|data|dataset|ids|text|stream|seqs?|inputs?|targets?|'
-                  r'docs?|documents|loader|dl|batch(es)?|x|y|set|np)s?$|^(x|y|tokens|ids|data)_val$')
+# %% ../../nbs/audit/09_values.ipynb #9565a4d1
+_VAL = re.compile(r'(^|_)(val|valid|validation|eval)_?(tok|tokens|data|dataset|ids|text|stream|seqs?|'
+                  r'inputs?|targets?|docs?|documents|loader|dl|batch(es)?|x|y|set|np)s?$|^(x|y|tokens|ids|data)_val$')
 _VAL_PATH = re.compile(r'(^|_)(val|valid|validation|eval)_?(files?|glob|shards?|paths?|pattern|bin)s?$')
 _FILE = re.compile(r'(_|/|^)val(id|idation)?[_*./]')
-_TARGET = re.compile(r'^(tgts?|targets?|labels?|next_tok(en)?s?|y|y_np|tgt_\w+|target_\w+|\w+_tgt|\w+_targets?)$')
+_TARGET = re.compile(r'^(tgts?|targets?|labels?|next_tok(en)?s?|y|y_np|tgt_\w+|target_\w+|\w+_tgt|'
+                     r'\w+_targets?)$')
 
 
 def names_files(
