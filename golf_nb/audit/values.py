@@ -170,9 +170,10 @@ def folded(
     if isinstance(const, str | bytes) and len(const) > 10_000: return UNKNOWN, ''
     return const, next((value.flag for value in given if value.flag), '')
 
-# %% ../../nbs/audit/09_values.ipynb #9565a4d1
+# %% ../../nbs/audit/09_values.ipynb #901595e6
 _VAL = re.compile(r'(^|_)(val|valid|validation|eval)_?(tok|tokens|data|dataset|ids|text|stream|seqs?|'
-                  r'inputs?|targets?|docs?|documents|loader|dl|batch(es)?|x|y|set|np)s?$|^(x|y|tokens|ids|data)_val$')
+                  r'inputs?|targets?|docs?|documents|loader|dl|batch(es)?|x|y|set|np)s?$|'
+                  r'^(x|y|tokens|ids|data)_val$')
 _VAL_PATH = re.compile(r'(^|_)(val|valid|validation|eval)_?(files?|glob|shards?|paths?|pattern|bin)s?$')
 _FILE = re.compile(r'(_|/|^)val(id|idation)?[_*./]')
 _TARGET = re.compile(r'^(tgts?|targets?|labels?|next_tok(en)?s?|y|y_np|tgt_\w+|target_\w+|\w+_tgt|'
