@@ -529,6 +529,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'golf_nb.audit.verdict.worst_rows': ('audit/verdict.html#worst_rows', 'golf_nb/audit/verdict.py')},
             'golf_nb.audit.walk': { 'golf_nb.audit.walk.Bound': ('audit/walk.html#bound', 'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Class': ('audit/walk.html#class', 'golf_nb/audit/walk.py'),
+                                    'golf_nb.audit.walk.Class.changing': ('audit/walk.html#class.changing', 'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Class.find': ('audit/walk.html#class.find', 'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Class.module': ('audit/walk.html#class.module', 'golf_nb/audit/walk.py'),
                                     'golf_nb.audit.walk.Event': ('audit/walk.html#event', 'golf_nb/audit/walk.py'),

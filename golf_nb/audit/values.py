@@ -139,7 +139,7 @@ def element(value: Value) -> Value:
     return replace(found, marks={**found.marks, **plain}, loops=found.loops | value.loops,
                    by=found.by | value.by)
 
-# %% ../../nbs/audit/09_values.ipynb #2e3baec5
+# %% ../../nbs/audit/09_values.ipynb #c645ec25
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Eq: operator.eq,
               ast.NotEq: operator.ne,
@@ -155,7 +155,9 @@ STRINGS = ('lower', 'upper', 'strip', 'lstrip', 'rstrip', 'startswith', 'endswit
 
 def _known(value: Value) -> Any:
     "The constant of a value, also of a tuple of constants."
-    if value.items is not None: return tuple(_known(item) for item in value.items)
+    grown = any(getattr(thing, 'changed', False) for thing in value.things)
+    if value.items is not None and (not value.things or value.items and not grown):
+        return tuple(map(_known, value.items))
     if value.const is UNKNOWN: raise ValueError('not a constant')
     return value.const
 

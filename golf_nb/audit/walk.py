@@ -6,13 +6,13 @@
 __all__ = ['MOST_STATEMENTS', 'CALIBRATES', 'PER_RANK', 'Event', 'Function', 'Class', 'Bound', 'Gradient', 'Frame', 'TooLong',
            'State', 'Statements', 'is_parameter', 'Stores']
 
-# %% ../../nbs/audit/10_walk.ipynb #99a7aad8
+# %% ../../nbs/audit/10_walk.ipynb #9cf46cb4
 import ast
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from golf_nb.audit.values import (
@@ -29,7 +29,7 @@ from golf_nb.audit.values import (
     join,
 )
 
-# %% ../../nbs/audit/10_walk.ipynb #79405bdc
+# %% ../../nbs/audit/10_walk.ipynb #04fb1004
 class Event(NamedTuple):
     "Something that happens to text or to scores."
     kind: str                     # 'score', 'train', 'run', 'calibrate', 'key', 'mask', 'peek', 'choice', ...
@@ -76,6 +76,13 @@ class Class:
             any(isinstance(base, Class) and base.module for base in self.bases)
 
 
+    @cached_property
+    def changing(self) -> set[str]:
+        "Fields that other methods than `__init__` assign: not constants."
+        return {n.attr for f in self.node.body if isinstance(f, ast.FunctionDef) and f.name != '__init__'
+                for n in ast.walk(f) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+
+
 class Bound(NamedTuple):
     "A function with its first arguments, or a method with its instance."
     function: Any                 # Function, Class, Thing, or a Value
@@ -115,7 +122,7 @@ class Frame:
 
 class TooLong(Exception): "A script whose walk does not end in time."
 
-# %% ../../nbs/audit/10_walk.ipynb #7b4dd39c
+# %% ../../nbs/audit/10_walk.ipynb #2f0e01be
 MOST_STATEMENTS = 150_000
 _SUMS = re.compile(r'loss|nll|nats|bits|score|ce_|_ce$|bpb|xent|sum|total', re.I)
 _HIDDEN = re.compile(r'logit|hidden|^[xhz]$|emb|grad|delta|hess|weight|^out$', re.I)
@@ -140,6 +147,8 @@ class State:
         self.path: tuple[Function, ...] = ()
         self.numbers, self.budget, self.maybe = itertools.count(), MOST_STATEMENTS, 0
         self.files = file_names(tree)
+        self.outer = {name for node in ast.walk(tree) if isinstance(node, ast.Global | ast.Nonlocal)
+                      for name in node.names}       # assigned elsewhere: not constants
         self.module = Frame()
         self.fitted: frozenset = frozenset()       # models whose weights an optimizer was given
         self.aim = ''                              # the names that a statement assigns
@@ -389,7 +398,7 @@ class Statements(State):
         if given.has('score', 'total'): return True
         return given.has('val') and bool(_SUMS.search(name)) and not _COUNTS.search(name)
 
-# %% ../../nbs/audit/10_walk.ipynb #5913070c
+# %% ../../nbs/audit/10_walk.ipynb #4deb724b
 def is_parameter(node: ast.AST) -> bool:
     "Does a target look like weights: `p.data`, `layer.weight[3]`?"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute): node = node.value
@@ -418,6 +427,7 @@ class Stores(Statements):
         whiles = frozenset(loop.number for loop in self.loops[frame.depth:] if isinstance(loop.node,
                                                                                           ast.While))
         if whiles - value.loops: value = replace(value, loops=value.loops | whiles)
+        if name in self.outer: value = replace(value, const=UNKNOWN, flag='')
         top = frame.parent is None and not self.path
         if top and value.const is not UNKNOWN and not value.flag and name.isupper():
             value = replace(value, flag=f'{name} = {value.const!r}')
@@ -428,6 +438,8 @@ class Stores(Statements):
         holder = self.value(target.value, frame)
         self._weights(target, given, node, frame)
         for thing in holder.things:
+            if isinstance(thing, Thing) and isinstance(thing.cls, Class) and target.attr in thing.cls.changing:
+                value = replace(value, const=UNKNOWN, flag='')
             if isinstance(thing, Thing | Class):
                 old = thing.fields.get(target.attr)
                 if self.maybe and old:       # what a model remembers of a text is gone with the next one
