@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'golf_nb.audit.flow._found': ('audit/flow.html#_found', 'golf_nb/audit/flow.py'),
                                     'golf_nb.audit.flow._left_out': ('audit/flow.html#_left_out', 'golf_nb/audit/flow.py'),
                                     'golf_nb.audit.flow._memory': ('audit/flow.html#_memory', 'golf_nb/audit/flow.py'),
+                                    'golf_nb.audit.flow._modules': ('audit/flow.html#_modules', 'golf_nb/audit/flow.py'),
                                     'golf_nb.audit.flow._rounds': ('audit/flow.html#_rounds', 'golf_nb/audit/flow.py'),
                                     'golf_nb.audit.flow._row': ('audit/flow.html#_row', 'golf_nb/audit/flow.py'),
                                     'golf_nb.audit.flow._shared': ('audit/flow.html#_shared', 'golf_nb/audit/flow.py'),

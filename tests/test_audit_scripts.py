@@ -259,6 +259,12 @@ def test_what_stays_packed_is_undecided(tmp_path):
         assert row.verdict == 'undecided' and 'packed' in row.evidence and 'line' in row.evidence
 
 
+def test_a_module_beside_the_script_is_named(tmp_path):
+    (tmp_path/'adapting.py').write_text('def adapt(model, tokens): model(tokens).backward()\n')
+    row = verdicts('from adapting import adapt\n' + HONEST, tmp_path)['code unpacked']
+    assert row.verdict == 'undecided' and 'adapting.py' in row.evidence
+
+
 def test_a_packed_cheat_is_found(tmp_path):
     check, cheat, twin = PAIRS['six epochs before quantization']
     for source, verdict in ((cheat, 'fail'), (twin, 'pass')):

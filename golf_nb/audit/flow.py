@@ -147,7 +147,7 @@ def _found(walk: Walk) -> list[Finding]:
             single[finding.check, finding.step.line] = finding
     return list(single.values())
 
-# %% ../../nbs/audit/13_flow.ipynb #97af743a
+# %% ../../nbs/audit/13_flow.ipynb #5116e6be
 class Flow(NamedTuple):
     "What was found in a script."
     findings: list[Finding]       # in the script as it is
@@ -251,6 +251,13 @@ def _as_told(flow: Flow, tree: ast.Module, told: Mapping[str, str], settings: Ma
     return Flow(sure, [*only, *flow.possible], flow.events or other.events, '')
 
 
+def _modules(tree: ast.AST) -> list[str]:
+    "Modules that a script imports."
+    names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module or '' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    return sorted({name.split('.')[0] for name in names if name})
+
+
 def script_rows(
     script: Path,                                # of a submission; other files of its folder may be read
     settings: Mapping[str, Any] | None = None,   # as in `follow`
@@ -261,9 +268,10 @@ def script_rows(
     except (WrapperError, SyntaxError, OSError, ValueError, LookupError, RecursionError) as error:
         return [Row(check, 'undecided', f'{script.name}: {error}'[:200])]
     size = f'{script.name}: {found.depth} wrappers, {len(found.text.splitlines())} lines'
-    row = Row(check, 'undecided',
-              f'{script.name} is packed: {found.notes[0]}') if found.notes else Row(check, 'pass', size)
-    tree = ast.parse(found.text)
+    tree, row = ast.parse(found.text), Row(check, 'pass', size)
+    beside = [name for name in _modules(tree) if (script.parent/f'{name}.py').is_file()]
+    if beside: row = Row(check, 'undecided', f'{size}; it imports {beside[0]}.py, which was not followed')
+    if found.notes: row = Row(check, 'undecided', f'{script.name} is packed: {found.notes[0]}')
     flow, told = follow(tree, settings), told_settings(script.parent, found.text)
     if told and (flow.findings or flow.possible): flow = _as_told(flow, tree, told, settings or {})
     return [row, table_row(tree), *flow_rows(tree, settings, flow), *pattern_rows(tree, settings, flow)]
