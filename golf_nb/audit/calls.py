@@ -39,7 +39,7 @@ from golf_nb.audit.walk import (
     is_parameter,
 )
 
-# %% ../../nbs/audit/12_calls.ipynb #1a1fbb42
+# %% ../../nbs/audit/12_calls.ipynb #641f67be
 _LOSSES = ('cross_entropy', 'nll_loss', 'CrossEntropyLoss', 'NLLLoss', 'binary_cross_entropy',
            'softmax_cross_entropy_with_integer_labels', 'linear_cross_entropy')
 _SIZES = ('len', 'numel', 'size', 'dim', 'ndimension', 'element_size', 'stride', 'nelement',
@@ -125,9 +125,6 @@ class Calls(Choices):
             case Thing(cls=Class() as made) if made.find('__call__') or made.find('forward'):
                 method = made.find('__call__') or made.find('forward')
                 mine = Value(things=(thing,))
-                text = [v for v in [*given, *words.values()] if held(v).has('val')
-                        and not held(v).has('score')]
-                if text: self.note('run', node, text[0])
                 return join(*(self.enter(m, [mine, *given], words, node) for m in method.things
                               if isinstance(m, Function)))
         return None
@@ -158,6 +155,10 @@ class Calls(Choices):
             return self.opaque(NOTHING, list(given), words, node, self.module)
         key = (function.node, tuple(map(_seen, given)), tuple((k, _seen(v)) for k,
                                                               v in sorted(words.items())))
+        if function.owner and function.owner.module and given and not self.in_model(self.path):
+            text = [v for v in [*given[1:], *words.values()] if held(v).has('val') and not held(v).has('score')]
+            by = self.models_of([], words) | frozenset(t for t in given[0].things if isinstance(t, Thing))
+            if text: self.note('run', node, replace(text[0], by=by | self.models_of(given[1:], {})))
         if key in self.models and not self.in_model(self.path):
             return self._rooted(self.models[key], [*given[1:], *words.values()], node)
         frame, args = Frame(function.frame, len(self.loops)), function.node.args
@@ -232,11 +233,11 @@ class Calls(Choices):
         if 'val path' in marks: marks = {**marks, **self.marked(node, ast.unparse(node), 'val', whole)}
         if text:
             marks |= self.marked(node, ast.unparse(node), 'score', *text)
-            if not all(p.has('score') for p in text): self.note('run', node, text[0])
         elif function.has('val'): marks |= {m: s for m, s in function.marks.items() if m in ('val', 'score')}
         by = function.by | self.models_of([v for v in given if not held(v).has('val')], words)
-        return Value(marks, loops=whole.loops, by=by.union(*(p.by for p in text), (
-            t for t in function.things if isinstance(t, Thing))))
+        by = by.union(*(p.by for p in text), (t for t in function.things if isinstance(t, Thing)))
+        if not all(p.has('score') for p in text): self.note('run', node, replace(text[0], by=by))
+        return Value(marks, loops=whole.loops, by=by)
 
     def aimed(self, given: Sequence[Value]):
         "The second argument of a model or a loss is the target: remember its index."

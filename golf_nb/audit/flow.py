@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     @property
     def evidence(self) -> str: return f'line {self.step.line}: {self.what}: {trail(self.step)}'
 
-# %% ../../nbs/audit/13_flow.ipynb #bbdc0564
+# %% ../../nbs/audit/13_flow.ipynb #68c974f3
 def _shared(one: Event, other: Event) -> set[int]:
     "Loops around both whose turns choose the text of both."
     return {loop.number for loop in one.loops} & {loop.number
@@ -61,7 +61,7 @@ def _training(events: list[Event]) -> Iterator[Finding]:
                 doubt = 'what was trained is thrown away (a warm-up?)' if gone else ''
                 yield Finding(check, what, event.step, event.guards, doubt)
             else:
-                idle = _rounds(before[-1], event)
+                idle = min((_rounds(e, event) for e in before), key=len)      # another may only log the loss
                 if idle:
                     step = Step(idle[0].node.lineno, 'a loop that repeats both', event.step)
                     yield Finding(check, f'the loop of line {idle[0].node.lineno} scores text again after '
@@ -69,7 +69,8 @@ def _training(events: list[Event]) -> Iterator[Finding]:
                 else: trained.append(event)
         if event.kind == 'reset': trained = [t for t in trained if not t.by & event.by]
         if event.kind == 'score':
-            again = [t for t in trained if t.by & event.by and not _shared(t, event)]
+            again = [t for t in trained if t.by & event.by and not _shared(t, event) and any(
+                e.kind == 'run' and e.by & t.by and not _shared(e, t) for e in events[events.index(t):i])]
             if again:
                 step = Step(event.step.line, event.step.what, again[0].step)
                 yield Finding(check, f'text is scored again after line {again[0].step.line} trained on it',

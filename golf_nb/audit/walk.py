@@ -398,7 +398,7 @@ class Statements(State):
         if given.has('score', 'total'): return True
         return given.has('val') and bool(_SUMS.search(name)) and not _COUNTS.search(name)
 
-# %% ../../nbs/audit/10_walk.ipynb #4deb724b
+# %% ../../nbs/audit/10_walk.ipynb #2cf8bd77
 def is_parameter(node: ast.AST) -> bool:
     "Does a target look like weights: `p.data`, `layer.weight[3]`?"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute): node = node.value
@@ -438,7 +438,8 @@ class Stores(Statements):
         holder = self.value(target.value, frame)
         self._weights(target, given, node, frame)
         for thing in holder.things:
-            if isinstance(thing, Thing) and isinstance(thing.cls, Class) and target.attr in thing.cls.changing:
+            kind = thing.cls if isinstance(thing, Thing) else None
+            if isinstance(kind, Class) and target.attr in kind.changing:
                 value = replace(value, const=UNKNOWN, flag='')
             if isinstance(thing, Thing | Class):
                 old = thing.fields.get(target.attr)
