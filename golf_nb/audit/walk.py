@@ -398,7 +398,7 @@ class Statements(State):
         if given.has('score', 'total'): return True
         return given.has('val') and bool(_SUMS.search(name)) and not _COUNTS.search(name)
 
-# %% ../../nbs/audit/10_walk.ipynb #2cf8bd77
+# %% ../../nbs/audit/10_walk.ipynb #3c65dd62
 def is_parameter(node: ast.AST) -> bool:
     "Does a target look like weights: `p.data`, `layer.weight[3]`?"
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute): node = node.value
@@ -475,7 +475,7 @@ class Stores(Statements):
         "Let something hold a value from now on."
         kept = {m: s for m, s in held(value).marks.items() if m != 'total' or holder.things}
         added = replace(value, marks={**kept, **more}, const=UNKNOWN, flag='', items=None,
-                        loops=value.loops | index.loops)
+                        loops=held(value).loops | index.loops)
         for thing in holder.things:
             if not isinstance(thing, Thing): continue
             thing.changed = True
