@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     @property
     def evidence(self) -> str: return f'line {self.step.line}: {self.what}: {trail(self.step)}'
 
-# %% ../../nbs/audit/13_flow.ipynb #68c974f3
+# %% ../../nbs/audit/13_flow.ipynb #32c1faf8
 def _shared(one: Event, other: Event) -> set[int]:
     "Loops around both whose turns choose the text of both."
     return {loop.number for loop in one.loops} & {loop.number
@@ -41,10 +41,8 @@ def _shared(one: Event, other: Event) -> set[int]:
 def _rounds(score: Event, train: Event) -> list[Any]:
     "Loops around both that choose nothing, so that they repeat the text."
     common = [loop for loop in score.loops if loop in train.loops]
-    inner = [i for i, loop in enumerate(common) if loop.number in score.turns & train.turns]
-    idle = common[:inner[0]] if inner else common
-    return [loop for loop in idle if isinstance(loop.node, ast.For) and loop.number not in
-            score.turns | train.turns | score.rare | train.rare]
+    return [loop for loop in common if isinstance(loop.node, ast.For)
+            and loop.number not in score.turns | train.turns]
 
 
 def _training(events: list[Event]) -> Iterator[Finding]:
@@ -64,8 +62,10 @@ def _training(events: list[Event]) -> Iterator[Finding]:
                 idle = min((_rounds(e, event) for e in before), key=len)      # another may only log the loss
                 if idle:
                     step = Step(idle[0].node.lineno, 'a loop that repeats both', event.step)
+                    some = all(any(loop.number in e.rare | event.rare for loop in idle) for e in before)
                     yield Finding(check, f'the loop of line {idle[0].node.lineno} scores text again after '
-                                  'training on it', step, event.guards)
+                                  'training on it', step, event.guards,
+                                  'not in every turn of that loop' if some else '')
                 else: trained.append(event)
         if event.kind == 'reset': trained = [t for t in trained if not t.by & event.by]
         if event.kind == 'score':
