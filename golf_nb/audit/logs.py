@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CLOCKS', 'STAMP', 'WARNING', 'TOP', 'PYTHON', 'NUMBER', 'UNIT', 'SECONDS', 'STEP', 'CLOCK', 'TOOK', 'WARMUP',
-           'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN', 'VALIDATION', 'COLLECTS',
-           'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS', 'RUN_ONLY', 'SIZES', 'COUNTS', 'Fact', 'Score', 'Log',
-           'decode', 'flat', 'plain_lines', 'source_lines', 'number', 'least_seconds', 'score_of', 'clock_of', 'whole',
-           'settings_of', 'facts_of', 'parse_log']
+           'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN', 'ADMITS', 'REFUSES',
+           'VALIDATION', 'COLLECTS', 'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS', 'RUN_ONLY', 'SIZES',
+           'COUNTS', 'Fact', 'Score', 'Log', 'decode', 'flat', 'plain_lines', 'source_lines', 'number', 'least_seconds',
+           'score_of', 'clock_of', 'whole', 'settings_of', 'facts_of', 'parse_log']
 
 # %% ../../nbs/audit/09_logs.ipynb #996cd770
 import json
@@ -53,6 +53,8 @@ class Log:
     scores: list[Score] = field(default_factory=list)
     problems: list[Fact] = field(default_factory=list)             # scores that are no numbers
     rounds: list[Fact] = field(default_factory=list)               # scores by epoch or pass over the text
+    calibrates: list[Fact] = field(default_factory=list)           # lines about calibration, timed or not
+    admits: list[Fact] = field(default_factory=list)               # lines that say: trained on validation text
 
     def at(self, line: int) -> str: return f'{self.name}:{line}'
 
@@ -135,7 +137,8 @@ UNIT = r'(ms|msec|m|min|minutes|s|sec|secs|seconds|h|hours)\b'
 SECONDS = {'ms': .001, 'msec': .001, 's': 1., 'sec': 1., 'secs': 1., 'seconds': 1., 'm': 60., 'min': 60., 'minutes': 60.,
            'h': 3600., 'hours': 3600.}
 STEP = re.compile(r'^(?=.*(?:loss|bpb|train_time))(?!.*(?:\bttt|adapt|\beval))(?:.*\bstep[:= ]+(\d+)\b|\W*(\d+)/\d+\b)', re.I)
-CLOCK = re.compile(r'(?<![a-z_])(?:train(?:ing)?[ _](?:time|wall_?clock|seconds|clock)|t)(?:_(ms|s|seconds))?[:= ]+'
+CLOCK = re.compile(r'(?<![a-z_])(?:train(?:ing)?[ _](?:time|wall_?clock|seconds|clock)|t|training (?:complete|done|finished)(?: in)?)'
+                   r'(?:_(ms|s|seconds))?[:= ]+'
                    + NUMBER + r'\s*' + f'(?:{UNIT})?', re.I)
 TOOK = re.compile(r'(?:\bin|took|elapsed|time|done|seconds|\()[:= ]*' + NUMBER + r'\s*' + UNIT, re.I)
 WARMUP = re.compile(r'warm_?up[ _]?(?:p\d_)?(?:step)?[:= ]*(\d+)/(\d+)', re.I)
@@ -155,9 +158,9 @@ def least_seconds(
 # %% ../../nbs/audit/09_logs.ipynb #0b0d5099
 BPB = re.compile(r'(?<![a-z_])(?:q_|ttt_|final_)?(?:val_)?bpb[^\d\n-]{1,4}' + NUMBER, re.I)
 LOSS = re.compile(r'(?<![a-z_])(?:q_|ttt_)?(?:val_)?loss[^\d\n-]{1,4}' + NUMBER, re.I)
-NO_NUMBER = re.compile(r'(?<![a-z_])(?:val_)?bpb[^\d\n-]{1,4}(?:nan|inf|none|null)\b', re.I)
+NO_NUMBER = re.compile(r'(?<![a-z_])val_bpb[^\d\n-]{1,4}(?:nan|inf|none|null)\b', re.I)
 RUNNING = re.compile(r'(?:chunk|batch|window|doc)s?\W*\d+\s*/\s*\d+|running|progress|\[\s*\d+(?:\.\d+)?%\]|^\s*tt\w?p:', re.I)
-ROUND = re.compile(r'\b(?:ttt|adapt|eval|rescor)\w*?[ _]*(?:epoch|pass|round)\W{0,2}\d+', re.I)
+ROUND = re.compile(r'(?:ttt|adapt|eval|rescor)\w*\W{0,2}(?:epoch|pass|round)\W{0,2}\d+', re.I)
 WORDS = {'before quantization': r'pre[-_ ]?quant|post[-_ ]?ema|\bema\b|\bswa\b|diagnostic (?!quantized)|unquantized|fp32|bf16|\braw\b',
          'test-time training': r'ttt|test[-_ ]time|adapt', 'sliding': r'sliding|stride|window'}
 
@@ -180,6 +183,8 @@ def score_of(
 # %% ../../nbs/audit/09_logs.ipynb #5f934fb9
 CALIBRATES = re.compile(r'gptq|hessian|calibrat', re.I)
 OWN = re.compile(r'auto-?regress|self[-_ ]?gen|selfgen|\bAR\b|generated|random tokens|synthetic', re.I)
+ADMITS = re.compile(r'pre_?quant_?ttt|ttt_pre_?quant|train(?:ing|ed)?_on_val|\bval_?train', re.I)
+REFUSES = re.compile(r'[:=]\s*(?:False|0|off|none|\W*$)|disabled|skip|\bno[_ ]', re.I)
 VALIDATION = re.compile(r'(?<!no )(?<!without )\bval(?:idation)?(?:_\w+)?\b', re.I)
 COLLECTS = re.compile(r'hessian|collect|calibrat|generat|\bdone\b', re.I)
 COMPRESSES = re.compile(r'quantiz|compress|brotli|lzma|zstd|packed|serializ', re.I)
@@ -233,9 +238,9 @@ SIZES = {'total': re.compile(r'total[ _]+(?:submission|artifact|code\+model)?[ _
          'model': re.compile(r'serialized model[^:\n]*:\s*' + NUMBER + r'\s*bytes', re.I),
          'packed code': re.compile(r'code size \(?(?:compressed|packed|minified)[^:\n]*:\s*' + NUMBER + r'\s*bytes', re.I),
          'code': re.compile(r'code size(?: \(uncompressed\))?:\s*' + NUMBER + r'\s*bytes|\bcode:(\d+)$', re.I)}
-COUNTS = {'tokens': re.compile(r'\b(?:val|eval|scored|target)_?(?:tokens|targets)[:= ]+' + NUMBER
+COUNTS = {'tokens': re.compile(r'\b(?:val|validation|eval|scored|target)[_ ]?(?:tokens|targets)[:= ]+' + NUMBER
                                + r'|\bval_loader\b.*\btokens[:= ]+' + NUMBER, re.I),
-          'documents': re.compile(r'\b(?:total_|val_)?docs[:= ]+' + NUMBER, re.I),
+          'documents': re.compile(r'(?:\btotal_docs|\bval_docs|(?<=:)docs)[:= ]+' + NUMBER, re.I),
           'bytes': re.compile(r'\b(?:val|eval|scored|total)_?(?:bytes|byte_count)[:= ]+' + NUMBER, re.I)}
 
 
@@ -260,6 +265,7 @@ def parse_log(
         step = STEP.match(line) if not WARMUP.search(line) else None
         _read_clock(log, line, at, step, before)
         if NO_NUMBER.search(line): log.problems.append(Fact(0, at, line.strip()[:60]))
+        if ADMITS.search(line) and not REFUSES.search(line): log.admits.append(Fact(0, at, ADMITS.search(line)[0]))
         if ROUND.search(line) and BPB.search(line): log.rounds.append(Fact(number(BPB.search(line)[1]), at))
         score = score_of(line, at, step is not None)
         if score: log.scores.append(score)
@@ -287,7 +293,10 @@ def _read_clock(log: Log, line: str, at: int, step: re.Match | None, before: lis
         spent = least_seconds(clock[2], unit)
         log.clocks.setdefault('training', []).append(Fact(spent, at, unit))
     if step: log.steps.append((int(step[1] or step[2]), spent, at))
-    if CALIBRATES.search(line): before.append(line)
+    if CALIBRATES.search(line):
+        before.append(line)
+        kind = clock_of(line + ' calibrating', before[-6:])
+        if kind and not step and re.search(r'calibrating|collect', line, re.I): log.calibrates.append(Fact(0, at, kind))
     took = TOOK.search(line)
     kind = clock_of(line, before[-6:]) if took and not step and not BPB.search(line) else None
     if kind: log.clocks.setdefault(kind, []).append(Fact(least_seconds(took[1], took[2]), at, line.strip()[:60]))
