@@ -1,4 +1,4 @@
-"Audit the public submissions of a checkout of the contest's repository, and compare with the committed table."
+"Audit all public submissions of a checkout of the contest, and compare with the committed table."
 import argparse
 import json
 import tempfile
@@ -17,8 +17,8 @@ def folders(checkout, place, known):
     if not (checkout/'records').is_dir(): write_folder(checkout, 'HEAD', 'records', place/'main')
     records = (checkout if (checkout/'records').is_dir() else place/'main')/'records'
     for folder in sorted(path for path in records.glob('*/*') if path.is_dir()):
-        said = known.get(folder.name, {'ruling': SETS.get(folder.parent.name, 'none'), 'where': 'leaderboard', 'note': ''})
-        yield folder.name, folder, said
+        new = {'ruling': SETS.get(folder.parent.name, 'none'), 'where': 'leaderboard', 'note': ''}
+        yield folder.name, folder, known.get(folder.name, new)
     for name, said in known.items():
         number = pull_number(name)
         found = pull_folder(checkout, number) if number else None
@@ -41,15 +41,17 @@ def main():
     chosen = parser.parse_args()
     if not git(chosen.checkout, 'rev-parse', 'HEAD'): parser.error(f'{chosen.checkout}: no git repository')
     table = json.loads(chosen.table.read_text())
-    known = {one['name']: {key: one[key] for key in ('ruling', 'where', 'note')} for one in table['submissions']}
+    kept = ('ruling', 'where', 'note')
+    known = {one['name']: {key: one[key] for key in kept} for one in table['submissions']}
     after = []
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(chosen.workers) as pool:
         todo = list(folders(chosen.checkout, Path(temporary), known))
-        for (name, _, said), result in zip(todo, pool.map(judged, [folder for _, folder, _ in todo]), strict=True):
+        results = pool.map(judged, [folder for _, folder, _ in todo])
+        for (name, _, said), result in zip(todo, results, strict=True):
             after.append({'name': name, **said, **result})
             print(told(after[-1]), flush=True)
     for ruling, row in confusion(after).items():
-        print(f'{ruling:8}  ' + ', '.join(f'{count} {verdict}' for verdict, count in row.items()))
+        print(f'{ruling}: ' + ', '.join(f'{count} {verdict}' for verdict, count in row.items()))
     different = changes(table['submissions'], after)
     print('\n'.join(different) or 'as in the committed table')
     if chosen.write:

@@ -19,8 +19,8 @@ def find_script(
     folder: Path,
 ) -> Path | None:      # the one that trains: `train_gpt.py` before others
     "Find the script of a submission."
-    scripts = sorted(folder.glob('*.py'), key=lambda path: (path.name != 'train_gpt.py', not path.name.startswith('train'), path.name))
-    return scripts[0] if scripts else None
+    def rank(path): return path.name != 'train_gpt.py', not path.name.startswith('train'), path.name
+    return min(folder.glob('*.py'), key=rank, default=None)
 
 
 def audit_submission(
@@ -30,7 +30,8 @@ def audit_submission(
     "Audit a public submission by reading it."
     script = find_script(folder)
     found = gather(folder, script, track)
-    rows = _script_rows(script) if script else [Row('evidence code', 'undecided', 'no script: what was trained on what is unknown')]
+    rows = [Row('evidence code', 'undecided', 'no script: what was trained on what is unknown')]
+    if script: rows = _script_rows(script)
     facts = {'kind': 'submission', 'script': script.name if script else None, 'track': found.track,
              'logs': [log.name for log in found.claimed()],
              'other logs': [log.name for log in found.logs if log not in found.claimed()], 'copies': found.copies}
@@ -42,6 +43,7 @@ def _script_rows(script: Path) -> list[Row]:
     try: source, depth = unpack(script.read_text())
     except (WrapperError, SyntaxError, OSError, UnicodeDecodeError, RecursionError) as error:
         return [Row('code unpacked', 'undecided', f'{script.name}: {error}'[:200])]
-    rows = [Row('code unpacked', 'pass', f'{script.name}: {depth} wrappers, {len(source.splitlines())} lines')]
+    evidence = f'{script.name}: {depth} wrappers, {len(source.splitlines())} lines'
+    rows = [Row('code unpacked', 'pass', evidence)]
     tree = ast.parse(source)
     return [*rows, table_row(tree), *flow_rows(tree), *pattern_rows(tree)]
