@@ -392,5 +392,6 @@ def test_the_committed_table_holds_facts_only():
         assert one['verdict'] in ('pass', 'undecided', 'fail') and len(one['why']) <= 600
         if pull_number(one['name']): assert one['ruling'] != 'accepted'
     evidence = ('budget', 'evidence', 'bytes of the text', 'C4 coverage')
-    def fails(one): return any(one['rows'][check] == 'fail' for check in one['rows'] if check.startswith(evidence))
+    def fails(one):
+        return any(one['rows'][check] == 'fail' for check in one['rows'] if check.startswith(evidence))
     assert sum(one['ruling'] == 'accepted' and fails(one) for one in table) == 4 and CAP == 16_000_000

@@ -144,9 +144,10 @@ def named_seeds(
     for at, line in enumerate(text.splitlines(), 1):
         for match in IN_WORDS.finditer(line):
             if re.match(r'\s*(?:-|seeds?\b|\.\d|%)', line[match.end():]) or match[1] == '0': continue
-            if re.fullmatch(r'\d{1,3}(?:,\d{3})+', match[1]): continue                                # 15,951,189
+            if re.fullmatch(r'\d{1,3}(?:,\d{3})+', match[1]): continue            # 15,951,189
             seeds = re.findall(r'\d+', match[1])
-            if re.match(r'\s?(?:\u00d7|x)\s?[A-Z\d]', line[match.end():]): seeds = seeds[:-1]        # seed 42, 8xH100
+            times = re.match(r'\s?(?:\u00d7|x)\s?[A-Z\d]', line[match.end():])      # seed 42, 8xH100
+            if times: seeds = seeds[:-1]
             for seed in seeds: found.setdefault(int(seed), at)
     return found
 

@@ -175,8 +175,8 @@ def _kind_of(logs: list[Log], value: float) -> tuple[str, str, list[float]] | No
             found = [score.bpb for log in logs if (score := last_score(log, kind))]
             if not found: continue
             mean = math.fsum(found)/len(found)
-            if abs((mean if how == 'the mean' else min(found, key=lambda bpb: abs(bpb - value))) - value) < SAME:
-                return kind, how, found
+            off = abs(mean - value) if how == 'the mean' else min(abs(bpb - value) for bpb in found)
+            if off < SAME: return kind, how, found
     return None
 
 
@@ -488,9 +488,10 @@ def _running_rows(logs: list[Log]) -> list[Row]:
     wrong, known = [], False
     for log in logs:
         if log.warmup and log.warmup.value > WARMUP:
-            wrong.append(f'{log.at(log.warmup.line)}: {log.warmup.value:,.0f} steps of warm-up before the clock')
-        exact = [one for one in log.steps if one[1] is not None
-                 and any(fact.line == one[2] and fact.what in ('ms', 's') for fact in log.clocks.get('training', []))]
+            where = log.at(log.warmup.line)
+            wrong.append(f'{where}: {log.warmup.value:,.0f} steps of warm-up before the clock')
+        precise = {fact.line for fact in log.clocks.get('training', []) if fact.what in ('ms', 's')}
+        exact = [(step, spent, line) for step, spent, line in log.steps if spent is not None and line in precise]
         known |= len(exact) > 2
         wrong += [f'{log.at(line)}: {why}' for why, line in clock_breaks(exact)]
     if not (wrong or known): return []
@@ -551,8 +552,8 @@ def _bytes_row(log: Log, tokens: float) -> list[Row]:
         if not score.loss or score.bpb < .05 or score.digits < 4 or score.kind == 'during training': continue
         size, seen = implied_bytes(score.loss, tokens, score.bpb), seen + 1
         if abs(size/due - 1) > SLACK:
-            wrong.append(f'{log.at(score.line)}: {score.loss} nats x {tokens:,.0f} tokens / (ln 2 x {score.bpb})'
-                         f' = {size:,.0f} bytes; the text has {due:,} ({size/due - 1:+.1%})')
+            law = f'{score.loss} nats x {tokens:,.0f} tokens / (ln 2 x {score.bpb}) = {size:,.0f} bytes'
+            wrong.append(f'{log.at(score.line)}: {law}; the text has {due:,} ({size/due - 1:+.1%})')
     if not seen: return []
     return [Row('bytes of the text', verdict_of(bool(wrong)), wrong[0] if wrong else
                 f'{log.name}: {seen} scores imply {due:,} bytes within {SLACK:.1%}')]

@@ -227,7 +227,8 @@ HEADING = re.compile(r'^\W*(?:hyper-?parameters|config(?:uration)?|settings|argu
 PAIR = re.compile(r'^\s*([A-Za-z][\w.]*)\s*[:=]\s*(.*)$')
 PAIRS = re.compile(r'^(?:[\w-]+: )?(?:[A-Za-z][\w.]*[:=][^\s:=]+(?:\s+|$))+$')
 RUN_ONLY = re.compile(r'(?:^|_)(?:seed|run|id|uuid|time|date|log|logfile|name|host|hostname|pid|port|rank|'
-                      r'mem|memory|gpu|allocated|reserved|free|used|loss|bpb|elapsed|params|ms|s)$|path|dir|file', re.I)
+                      r'mem|memory|gpu|allocated|reserved|free|used|loss|bpb|elapsed|params|ms|s)$'
+                      r'|path|dir|file', re.I)
 
 
 def settings_of(

@@ -60,7 +60,7 @@ def pull_folder(
     return (head, best) if best else None
 
 # %% ../../nbs/audit/17_public.ipynb #055ee607
-EVIDENCE = ('budget', 'bytes of the text', 'evidence', 'C4 coverage')    # rows about logs, files, claims: numbers only
+EVIDENCE = ('budget', 'bytes of the text', 'evidence', 'C4 coverage')    # logs, files, claims: numbers only
 
 
 def judged(

@@ -34,7 +34,8 @@ def audit_submission(
     if script: rows = _script_rows(script)
     facts = {'kind': 'submission', 'script': script.name if script else None, 'track': found.track,
              'logs': [log.name for log in found.claimed()],
-             'other logs': [log.name for log in found.logs if log not in found.claimed()], 'copies': found.copies}
+             'other logs': [log.name for log in found.logs if log not in found.claimed()],
+             'copies': found.copies}
     return Report(worst_rows(rows + evidence_rows(found)), facts)
 
 
