@@ -55,6 +55,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'golf_nb/audit/evidence.py'),
                                         'golf_nb.audit.evidence._configuration_rows': ( 'audit/evidence.html#_configuration_rows',
                                                                                         'golf_nb/audit/evidence.py'),
+                                        'golf_nb.audit.evidence._constant_row': ( 'audit/evidence.html#_constant_row',
+                                                                                  'golf_nb/audit/evidence.py'),
                                         'golf_nb.audit.evidence._cut_row': ('audit/evidence.html#_cut_row', 'golf_nb/audit/evidence.py'),
                                         'golf_nb.audit.evidence._empty_fields': ( 'audit/evidence.html#_empty_fields',
                                                                                   'golf_nb/audit/evidence.py'),

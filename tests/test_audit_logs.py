@@ -227,6 +227,8 @@ LIES = {
     'other settings': ('matrix_lr:0.02', 'matrix_lr:0.03', 'evidence same configuration'),
     'a seed twice': ('seed:1', 'seed:2', 'evidence same configuration'),
     'not a number': ('val_bpb:1.1000', 'val_bpb:nan', 'evidence claim'),
+    'bytes by a constant': ('final', ''.join(f'ttt: batch {n}/9 batch_loss:{n}.0000 batch_bpb:{n/2:.4f}\n'
+                                             for n in range(1, 9)) + 'final', 'bytes of the text'),
     'warm-up that trains': ('step:4000', 'warmup_step:600/600\nstep:4000', 'evidence clock'),
     'a clock that is set back': ('peak', 'step:4600/20000 train_loss:2 train_time:1000ms\npeak',
                                  'evidence clock'),
@@ -255,7 +257,7 @@ CLAIMS = {
     'over the cap': ({'val_bpb': 1.11, 'bytes_total': 16_000_001}, 'budget artifact', 'fail'),
     'null': ({'val_bpb': None}, 'evidence claim', 'fail'), 'nothing': ({}, 'evidence claim', 'fail'),
     'under another name': ({'val_loss': 1.11}, 'evidence claim', 'undecided'),
-    'a seed without a log': ({'val_bpb': 1.11, 'seeds': [1, 2, 3, 4, 5]}, 'evidence seeds', 'undecided')}
+    'seeds without a log': ({'val_bpb': 1.11, 'seeds': [1, 2, 3, 4, 5]}, 'evidence seeds', 'fail')}
 
 
 @pytest.mark.parametrize('name', CLAIMS)
@@ -276,6 +278,8 @@ def test_readme_is_evidence_too(folder):
     (folder/'README.md').write_text(table.format('1.1200', '| 4 | 1.1900 | 9 |\n'))
     assert verdicts(folder) == {'evidence seeds': 'undecided', 'C4 one final score': 'undecided'}
     assert '3 lowest of 4' in rows_of(folder)['C4 one final score'].evidence
+    claim(folder, val_bpb=1.11)
+    assert verdicts(folder)['evidence seeds'] == 'fail'           # README is all that names seeds
     (folder/'README.md').write_text('Runs with seeds 1, 2, 3 and 77; 8 GPUs.\n')
     assert verdicts(folder) == {'evidence seeds': 'undecided'}
 

@@ -253,10 +253,12 @@ def seed_rows(
     for seed, scores in claim.readme.items(): named.setdefault(seed, f'README:{scores[0][2]}: seed {seed}')
     for seed, line in claim.named.items(): named.setdefault(seed, f'README:{line}: seed {seed}')
     anonymous = sum(seed_of(log) is None for log in found.logs)
-    missing = [where for seed, where in named.items() if seed not in have]
+    missing = {seed: where for seed, where in named.items() if seed not in have}
     if len(missing) > anonymous and logs:
-        evidence = f'{len(missing)} of {len(named)} named seeds have no log: {"; ".join(missing)}'[:160]
-        rows.append(Row(check, 'undecided', f'{evidence}: their scores are not backed'))
+        due = claim.seeds or claim.readme           # seeds that the claim is about
+        evidence = f'{len(missing)} of {len(named)} named seeds have no log: {"; ".join(missing.values())}'[:160]
+        known = not any(seed in due for seed in missing)
+        rows.append(Row(check, verdict_of(not known, False), f'{evidence}: their scores are not backed'))
     elif named and logs: rows.append(Row(check, 'pass', f'{len(named)} named seeds, each with a log'))
     rows += _chosen_seeds(claim)
     for log in logs:
@@ -491,7 +493,7 @@ def _running_rows(logs: list[Log]) -> list[Row]:
             where = log.at(log.warmup.line)
             wrong.append(f'{where}: {log.warmup.value:,.0f} steps of warm-up before the clock')
         precise = {fact.line for fact in log.clocks.get('training', []) if fact.what in ('ms', 's')}
-        exact = [(step, spent, line) for step, spent, line in log.steps if spent is not None and line in precise]
+        exact = [one for one in log.steps if one[1] is not None and one[2] in precise]
         known |= len(exact) > 2
         wrong += [f'{log.at(line)}: {why}' for why, line in clock_breaks(exact)]
     if not (wrong or known): return []
@@ -542,7 +544,16 @@ def text_rows(
         rows += [cut] if cut else []
         tokens = log.counts.get('tokens')
         if tokens and (cut is None or cut.verdict != 'fail'): rows += _bytes_row(log, tokens.value)
+        rows += _constant_row(log)
     return rows
+
+
+def _constant_row(log: Log) -> list[Row]:
+    "Bytes per token differ from batch to batch; one and the same ratio is a constant, not a count."
+    ratios = [fact.value for fact in log.ratios]
+    if len(ratios) < 5 or max(ratios) > min(ratios)*(1 + 2e-4): return []
+    evidence = f'{log.at(log.ratios[0].line)}: {ratios[0]/math.log(2):.4f} bytes per token in each of {len(ratios)} batches'
+    return [Row('bytes of the text', 'fail', f'{evidence}: a constant, not a count')]
 
 
 def _bytes_row(log: Log, tokens: float) -> list[Row]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CLOCKS', 'STAMP', 'WARNING', 'TOP', 'PYTHON', 'NUMBER', 'UNIT', 'SECONDS', 'STEP', 'CLOCK', 'TOOK', 'WARMUP',
-           'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'EVALUATED', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN', 'ADMITS',
+           'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'EVALUATED', 'BATCH', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN', 'ADMITS',
            'REFUSES', 'VALIDATION', 'COLLECTS', 'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS', 'RUN_ONLY',
            'SIZES', 'COUNTS', 'Fact', 'Score', 'Log', 'decode', 'flat', 'plain_lines', 'source_lines', 'number',
            'least_seconds', 'score_of', 'clock_of', 'whole', 'settings_of', 'facts_of', 'parse_log']
@@ -54,6 +54,7 @@ class Log:
     problems: list[Fact] = field(default_factory=list)       # scores that are no numbers
     rounds: list[Fact] = field(default_factory=list)         # scores by epoch or pass over the text
     calibrates: list[Fact] = field(default_factory=list)     # lines about calibration, timed or not
+    ratios: list[Fact] = field(default_factory=list)         # loss by bits per byte, batch by batch
     admits: list[Fact] = field(default_factory=list)         # lines that say: trained on validation text
 
     def at(self, line: int) -> str: return f'{self.name}:{line}'
@@ -165,6 +166,7 @@ NO_NUMBER = re.compile(r'(?<![a-z_])val_bpb[^\d\n-]{1,4}(?:nan|inf|none|null)\b'
 RUNNING = re.compile(r'(?:chunk|batch|window|doc)s?\W*\d+\s*/\s*\d+|running|progress|\[\s*\d+(?:\.\d+)?%\]'
                      r'|^\s*tt\w?p:', re.I)
 EVALUATED = re.compile(r'(?:eval_?time|elapsed|time)[:= ]*' + NUMBER + r'\s*' + UNIT, re.I)
+BATCH = re.compile(r'\b(?:batch_loss|bl)[:= ]+' + NUMBER + r' (?:batch_bpb|bb)[:= ]+' + NUMBER, re.I)
 ROUND = re.compile(r'(?:ttt|adapt|eval|rescor)\w*\W{0,2}(?:epoch|pass|round)\W{0,2}\d+', re.I)
 WORDS = {'before quantization': r'pre[-_ ]?quant|post[-_ ]?ema|\bema\b|\bswa\b|diagnostic (?!quantized)'
                                 r'|unquantized|fp32|bf16|\braw\b',
@@ -277,6 +279,8 @@ def parse_log(
         step = STEP.match(line) if not WARMUP.search(line) else None
         _read_clock(log, line, at, step, before)
         if NO_NUMBER.search(line): log.problems.append(Fact(0, at, line.strip()[:60]))
+        both = BATCH.search(line)
+        if both and number(both[2]): log.ratios.append(Fact(number(both[1])/number(both[2]), at))
         admits = ADMITS.search(line)
         if admits and not REFUSES.search(line): log.admits.append(Fact(0, at, admits[0]))
         if ROUND.search(line) and BPB.search(line): log.rounds.append(Fact(number(BPB.search(line)[1]), at))
