@@ -256,7 +256,8 @@ def seed_rows(
     missing = {seed: where for seed, where in named.items() if seed not in have}
     if len(missing) > anonymous and logs:
         due = claim.seeds or claim.readme           # seeds that the claim is about
-        evidence = f'{len(missing)} of {len(named)} named seeds have no log: {"; ".join(missing.values())}'[:160]
+        listed = '; '.join(missing.values())
+        evidence = f'{len(missing)} of {len(named)} named seeds have no log: {listed}'[:160]
         known = not any(seed in due for seed in missing)
         rows.append(Row(check, verdict_of(not known, False), f'{evidence}: their scores are not backed'))
     elif named and logs: rows.append(Row(check, 'pass', f'{len(named)} named seeds, each with a log'))
@@ -552,8 +553,8 @@ def _constant_row(log: Log) -> list[Row]:
     "Bytes per token differ from batch to batch; one and the same ratio is a constant, not a count."
     ratios = [fact.value for fact in log.ratios]
     if len(ratios) < 5 or max(ratios) > min(ratios)*(1 + 2e-4): return []
-    evidence = f'{log.at(log.ratios[0].line)}: {ratios[0]/math.log(2):.4f} bytes per token in each of {len(ratios)} batches'
-    return [Row('bytes of the text', 'fail', f'{evidence}: a constant, not a count')]
+    each = f'{ratios[0]/math.log(2):.4f} bytes per token in each of {len(ratios)} batches'
+    return [Row('bytes of the text', 'fail', f'{log.at(log.ratios[0].line)}: {each}: a constant, not a count')]
 
 
 def _bytes_row(log: Log, tokens: float) -> list[Row]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'CLOCKS', 'STAMP', 'WARNING', 'TOP', 'PYTHON', 'NUMBER', 'UNIT', 'SECONDS', 'STEP', 'CLOCK', 'TOOK', 'WARMUP',
            'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'EVALUATED', 'BATCH', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN', 'ADMITS',
-           'REFUSES', 'VALIDATION', 'COLLECTS', 'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS', 'RUN_ONLY',
+           'ON', 'REFUSES', 'VALIDATION', 'COLLECTS', 'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS', 'RUN_ONLY',
            'SIZES', 'COUNTS', 'Fact', 'Score', 'Log', 'decode', 'flat', 'plain_lines', 'source_lines', 'number',
            'least_seconds', 'score_of', 'clock_of', 'whole', 'settings_of', 'facts_of', 'parse_log']
 
@@ -192,7 +192,8 @@ def score_of(
 # %% ../../nbs/audit/09_logs.ipynb #5f934fb9
 CALIBRATES = re.compile(r'gptq|hessian|calibrat', re.I)
 OWN = re.compile(r'auto-?regress|self[-_ ]?gen|selfgen|\bAR\b|generated|random tokens|synthetic', re.I)
-ADMITS = re.compile(r'pre_?quant_?ttt|ttt_pre_?quant|train(?:ing|ed)?_on_val|\bval_?train', re.I)
+ADMITS = re.compile(r'pre_?quant_?ttt|ttt_pre_?quant|train(?:ing|ed)?_on_val\w*', re.I)
+ON = re.compile(r'\W*(?:' + ADMITS.pattern + r')(?:_enabled|_on)?\s*[:=]\s*\S+\s*', re.I)     # a setting
 REFUSES = re.compile(r'[:=]\s*(?:False|0|off|none|\W*$)|disabled|skip|\bno[_ ]', re.I)
 VALIDATION = re.compile(r'(?<!no )(?<!without )\bval(?:idation)?(?:_\w+)?\b', re.I)
 COLLECTS = re.compile(r'hessian|collect|calibrat|generat|\bdone\b', re.I)
@@ -282,7 +283,9 @@ def parse_log(
         both = BATCH.search(line)
         if both and number(both[2]): log.ratios.append(Fact(number(both[1])/number(both[2]), at))
         admits = ADMITS.search(line)
-        if admits and not REFUSES.search(line): log.admits.append(Fact(0, at, admits[0]))
+        setting = re.fullmatch(r'\W*\w+\s*[:=]\s*\S*\s*', line)
+        if admits and not REFUSES.search(line) and (not setting or ON.fullmatch(line)):
+            log.admits.append(Fact(0, at, admits[0]))
         if ROUND.search(line) and BPB.search(line): log.rounds.append(Fact(number(BPB.search(line)[1]), at))
         score = score_of(line, at, step is not None)
         if score: log.scores.append(score)
