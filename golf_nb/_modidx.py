@@ -47,6 +47,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'golf_nb.audit.evidence': { 'golf_nb.audit.evidence.Evidence': ('audit/evidence.html#evidence', 'golf_nb/audit/evidence.py'),
                                         'golf_nb.audit.evidence.Evidence.claimed': ( 'audit/evidence.html#evidence.claimed',
                                                                                      'golf_nb/audit/evidence.py'),
+                                        'golf_nb.audit.evidence._before_storing': ( 'audit/evidence.html#_before_storing',
+                                                                                    'golf_nb/audit/evidence.py'),
                                         'golf_nb.audit.evidence._best_known': ( 'audit/evidence.html#_best_known',
                                                                                 'golf_nb/audit/evidence.py'),
                                         'golf_nb.audit.evidence._bytes_row': ( 'audit/evidence.html#_bytes_row',

@@ -554,7 +554,8 @@ def _constant_row(log: Log) -> list[Row]:
     ratios = [fact.value for fact in log.ratios]
     if len(ratios) < 5 or max(ratios) > min(ratios)*(1 + 2e-4): return []
     each = f'{ratios[0]/math.log(2):.4f} bytes per token in each of {len(ratios)} batches'
-    return [Row('bytes of the text', 'fail', f'{log.at(log.ratios[0].line)}: {each}: a constant, not a count')]
+    evidence = f'{log.at(log.ratios[0].line)}: {each}: a constant, not a count'
+    return [Row('bytes of the text', 'fail', evidence)]
 
 
 def _bytes_row(log: Log, tokens: float) -> list[Row]:
@@ -596,6 +597,7 @@ def round_rows(
     "Was the text scored again and again, or trained on?"
     admitted = [f'{log.at(log.admits[0].line)}: {log.admits[0].what}, {len(log.admits)} lines'
                 for log in found.logs if log.admits]
+    admitted += [told for log in found.logs for told in _before_storing(log)]
     rows = [Row('C3 validation not trained on', 'fail', '; '.join(admitted[:3]))] if admitted else []
     again = [(log, log.rounds) for log in found.logs if len(log.rounds) > 1]
     for log, rounds in again[:1]:
@@ -603,6 +605,15 @@ def round_rows(
         evidence = f'{log.at(rounds[0].line)}: {len(rounds)} scores of the same text'
         rows.append(Row('C4 one final score', 'fail', f'{evidence}, {max(values):.4f} to {min(values):.4f}'))
     return rows
+
+
+def _before_storing(log: Log) -> Iterator[str]:
+    "Epochs over the validation text before the model was stored."
+    stored = log.sizes.get('model') or log.sizes.get('total')
+    early = [fact for fact in log.epochs if stored and fact.line < stored.line]
+    if len(early) > 1:
+        told = f'{len(early)} lines of epochs of adaptation'
+        yield f'{log.at(early[0].line)}: {told}, and the model is stored at line {stored.line}'
 
 
 def gather(

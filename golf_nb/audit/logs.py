@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CLOCKS', 'STAMP', 'WARNING', 'TOP', 'PYTHON', 'NUMBER', 'UNIT', 'SECONDS', 'STEP', 'CLOCK', 'TOOK', 'WARMUP',
-           'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'EVALUATED', 'BATCH', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN', 'ADMITS',
-           'ON', 'REFUSES', 'VALIDATION', 'COLLECTS', 'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS', 'RUN_ONLY',
-           'SIZES', 'COUNTS', 'Fact', 'Score', 'Log', 'decode', 'flat', 'plain_lines', 'source_lines', 'number',
-           'least_seconds', 'score_of', 'clock_of', 'whole', 'settings_of', 'facts_of', 'parse_log']
+           'BPB', 'LOSS', 'NO_NUMBER', 'RUNNING', 'EVALUATED', 'BATCH', 'EPOCH', 'ROUND', 'WORDS', 'CALIBRATES', 'OWN',
+           'ADMITS', 'ON', 'REFUSES', 'VALIDATION', 'COLLECTS', 'COMPRESSES', 'PREPARES', 'HEADING', 'PAIR', 'PAIRS',
+           'RUN_ONLY', 'SIZES', 'COUNTS', 'Fact', 'Score', 'Log', 'decode', 'flat', 'plain_lines', 'source_lines',
+           'number', 'least_seconds', 'score_of', 'clock_of', 'whole', 'settings_of', 'facts_of', 'parse_log']
 
 # %% ../../nbs/audit/09_logs.ipynb #996cd770
 import json
@@ -55,6 +55,7 @@ class Log:
     rounds: list[Fact] = field(default_factory=list)         # scores by epoch or pass over the text
     calibrates: list[Fact] = field(default_factory=list)     # lines about calibration, timed or not
     ratios: list[Fact] = field(default_factory=list)         # loss by bits per byte, batch by batch
+    epochs: list[Fact] = field(default_factory=list)         # lines of adapting to the text, by epochs
     admits: list[Fact] = field(default_factory=list)         # lines that say: trained on validation text
 
     def at(self, line: int) -> str: return f'{self.name}:{line}'
@@ -167,6 +168,7 @@ RUNNING = re.compile(r'(?:chunk|batch|window|doc)s?\W*\d+\s*/\s*\d+|running|prog
                      r'|^\s*tt\w?p:', re.I)
 EVALUATED = re.compile(r'(?:eval_?time|elapsed|time)[:= ]*' + NUMBER + r'\s*' + UNIT, re.I)
 BATCH = re.compile(r'\b(?:batch_loss|bl)[:= ]+' + NUMBER + r' (?:batch_bpb|bb)[:= ]+' + NUMBER, re.I)
+EPOCH = re.compile(r'(?:ttt|adapt)\w*\W{0,2}epoch\W{0,2}\d+', re.I)
 ROUND = re.compile(r'(?:ttt|adapt|eval|rescor)\w*\W{0,2}(?:epoch|pass|round)\W{0,2}\d+', re.I)
 WORDS = {'before quantization': r'pre[-_ ]?quant|post[-_ ]?ema|\bema\b|\bswa\b|diagnostic (?!quantized)'
                                 r'|unquantized|fp32|bf16|\braw\b',
@@ -282,6 +284,7 @@ def parse_log(
         if NO_NUMBER.search(line): log.problems.append(Fact(0, at, line.strip()[:60]))
         both = BATCH.search(line)
         if both and number(both[2]): log.ratios.append(Fact(number(both[1])/number(both[2]), at))
+        if EPOCH.search(line): log.epochs.append(Fact(0, at))
         admits = ADMITS.search(line)
         setting = re.fullmatch(r'\W*\w+\s*[:=]\s*\S*\s*', line)
         if admits and not REFUSES.search(line) and (not setting or ON.fullmatch(line)):
