@@ -228,7 +228,8 @@ LIES = {
     'a seed twice': ('seed:1', 'seed:2', 'evidence same configuration'),
     'not a number': ('val_bpb:1.1000', 'val_bpb:nan', 'evidence claim'),
     'epochs before the model is stored': (
-        'peak', 'ttt_adamw:epoch 1/2 loss:2\nttt_adamw:epoch 2/2 loss:1\npeak', 'C3 validation not trained on'),
+        'peak', 'ttt_adamw:epoch 1/2 loss:2\nttt_adamw:epoch 2/2 loss:1\npeak',
+        'C3 validation not trained on'),
     'bytes by a constant': ('final', ''.join(f'ttt: batch {n}/9 batch_loss:{n}.0000 batch_bpb:{n/2:.4f}\n'
                                              for n in range(1, 9)) + 'final', 'bytes of the text'),
     'warm-up that trains': ('step:4000', 'warmup_step:600/600\nstep:4000', 'evidence clock'),

@@ -307,7 +307,9 @@ def _configuration_rows(found: Evidence, logs: list[Log]) -> list[Row]:
     wrong += [told for told in apart.values() if told not in open_]
     shared = len(set.intersection(*(set(log.settings) for log in trained))) if trained else 0
     agree = f'{len(trained)} logs agree in {shared} settings' if len(trained) > 1 else 'one log'
-    return [Row(check, verdict_of(bool(wrong), not open_), '; '.join([*wrong, *open_][:3]) or agree)]
+    claimed = not found.claim.problem            # without a claim, no logs belong together
+    verdict = verdict_of(claimed and bool(wrong), not (wrong or open_))
+    return [Row(check, verdict, '; '.join([*wrong, *open_][:3]) or agree)]
 
 # %% ../../nbs/audit/11_evidence.ipynb #6de7b8be
 TEXT = {'.md', '.txt', '.log', '.out', '.json', '.jsonl', '.csv', '.tsv', '.png', '.jpg', '.jpeg', '.gif',
