@@ -27,7 +27,9 @@ from golf_nb.audit.folders import audit_folder, audit_run, audit_seeds, ledger_r
 from golf_nb.audit.isolation import import_predictor, make_predictor
 from golf_nb.audit.protocol import audit
 from golf_nb.audit.stream import AuditError, Stream
+from golf_nb.config import TTTConfig
 from golf_nb.files import locked
+from golf_nb.ttt import score_run
 
 ZOO = Path(__file__).parent/'zoo'
 EXPECTED = json.loads((ZOO/'expected.json').read_text())
@@ -1001,6 +1003,38 @@ def test_submissions_without_logs_or_code_are_undecided(tmp_path):
     assert audit_folder(tmp_path/'it').exit_code == 2
     (tmp_path/'it'/'train_gpt.py').write_text('exec(open("hidden").read())')
     assert audit_folder(tmp_path/'it').exit_code == 2
+
+
+def test_a_run_that_was_scored_again_passes(run_copy):
+    folders.edit(run_copy/'scores.json', lambda s: s.update(seconds=s['seconds']*1.7 + 1,
+                                                            tokens_per_second=s['tokens_per_second']/1.7))
+    report = audit_run(run_copy, protocol=False)
+    assert report.failing() == [], str(report)
+    folders.edit(run_copy/'scores.json', lambda s: s.update(sliding=s['sliding']*.99))
+    assert 'evidence agrees' in audit_run(run_copy, protocol=False).failing()
+
+
+def test_the_clock_of_a_run_runs_on(run_copy):
+    lines = [json.loads(line) for line in (run_copy/'log.jsonl').read_text().splitlines()]
+    steps = [line for line in lines if 'nats' in line]
+    for line, seconds in zip(steps, (50., 100., 3.), strict=False): line['seconds'] = seconds
+    (run_copy/'log.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    report = audit_run(run_copy, protocol=False)
+    assert 'evidence agrees' in report.failing() and 'the clock goes back' in str(report)
+
+
+def test_a_score_with_test_time_training_is_made_again(run_copy):
+    scores = score_run(run_copy, TTTConfig(update='sgd', chunk=64, lr=.01))
+    folders.edit(run_copy/'scores.json', lambda s: s.update(scores))
+    folders.edit(run_copy/'report.json', lambda r: (r['scored'].update(scores),
+                                                    r['bpb'].update(ttt=scores['ttt'])))
+    row = {row.check: row for row in audit_run(run_copy, protocol=False).rows}['C4 test-time score']
+    assert row.verdict == 'pass', row
+    folders.edit(run_copy/'scores.json', lambda s: s.update(ttt=s['ttt']*.98))
+    assert 'C4 test-time score' in audit_run(run_copy, protocol=False).failing()
+    folders.edit(run_copy/'scores.json', lambda s: s.update(ttt_seconds=9999.))
+    row = {row.check: row for row in audit_run(run_copy, protocol=False).rows}['C4 test-time score']
+    assert row.verdict == 'undecided' and '9999 s' in row.evidence
 
 
 def test_one_log_over_the_cap(tmp_path):
