@@ -175,7 +175,7 @@ def found_in(
     return ''
 
 
-# %% ../../nbs/audit/03_holdings.ipynb #77ee85c2
+# %% ../../nbs/audit/03_holdings.ipynb #ba608da0
 class Region(NamedTuple):
     "A region of a process's memory."
     start: int
@@ -201,7 +201,7 @@ def shared(
     writable = [region for region in found if region.access[1] == 'w' and region.access[3] == 's']
     return [r for r in writable if not r.path.startswith('/dev/') or r.path.startswith(('/dev/zero', '/dev/shm/'))]
 
-# %% ../../nbs/audit/03_holdings.ipynb #0fa7e260
+# %% ../../nbs/audit/03_holdings.ipynb #988c54cc
 def _address(value: Any) -> int:
     "Where the numbers of an array or a tensor lie; 0 if it is none."
     if isinstance(value, np.ndarray): return value.__array_interface__['data'][0]
@@ -224,7 +224,7 @@ def channels(
             return f'{where} is memory that other processes share'
     return ''
 
-# %% ../../nbs/audit/03_holdings.ipynb #06dfb2f3
+# %% ../../nbs/audit/03_holdings.ipynb #a14176da
 _PRIVATE = 0x02 | 0x10 | (0x20 if sys.platform == 'linux' else 0x1000)       # private, at this place, of no file
 _C = ctypes.CDLL(None)
 _C.mmap.restype, _C.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int]*3, ctypes.c_long]
@@ -252,7 +252,7 @@ class Severed:
         changed = [r for r, old, new in zip(self.regions, self.before, self.sums(), strict=True) if old != new]
         return f'wrote to {changed[0].end - changed[0].start:,} bytes that were shared memory' if changed else ''
 
-# %% ../../nbs/audit/03_holdings.ipynb #05b6a698
+# %% ../../nbs/audit/03_holdings.ipynb #a6ac0b51
 _HOLDERS = frozenset([list, tuple, collections.deque, np.ndarray, np.memmap, torch.Tensor, bytes, bytearray, array])
 _WIDEST = 2**28        # bytes of an array that are looked at
 
@@ -339,7 +339,7 @@ def _put(holder: Any, numbers: np.ndarray, at: int, values: np.ndarray):
 
 _ADDRESSED: list[int] = []      # numbers that overwritten tuples hold
 
-# %% ../../nbs/audit/03_holdings.ipynb #0f59880d
+# %% ../../nbs/audit/03_holdings.ipynb #83b4fac5
 def chance_of_likeness(
     rows: Mapping[int, np.ndarray],     # position -> log-probabilities
     false: np.ndarray,                  # of each position a token, drawn by lot
