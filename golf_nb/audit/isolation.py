@@ -25,7 +25,6 @@ import socket
 import struct
 import sys
 import tempfile
-import threading
 import time
 import types
 import warnings
@@ -53,6 +52,7 @@ from golf_nb.audit.holdings import (
     regions,
     shared,
 )
+
 from .stream import STREAMS, AuditError, RowError, Stream, decoy, fingerprint
 
 # %% ../../nbs/audit/04_isolation.ipynb #35e45fc8
@@ -461,7 +461,7 @@ class PredictorError(AuditError):
         super().__init__(message)
         self.kind = kind
 
-# %% ../../nbs/audit/04_isolation.ipynb #edfd7a29
+# %% ../../nbs/audit/04_isolation.ipynb #ccf10ccb
 _IDLE = 4.             # seconds without work after which nobody will answer
 
 
@@ -472,20 +472,29 @@ def _family(
     levels, level = [], [pid]
     while level:
         levels.append(level)
-        files = [file for one in level for file in Path(f'/proc/{one}/task').glob('*/children')]
-        level = []
-        for file in files:
-            with contextlib.suppress(OSError): level += map(int, file.read_text().split())
+        level = [int(child) for one in level for thread in _threads(one)
+                 for child in _told(f'/proc/{one}/task/{thread}/children').split()]
     return levels
+
+
+def _threads(pid: int) -> list[str]:
+    try: return os.listdir(f'/proc/{pid}/task')
+    except OSError: return []
+
+
+def _told(file: str) -> str:
+    "What the system tells of a process that may be gone."
+    try:
+        with open(file) as told: return told.read()
+    except OSError: return ''
 
 
 def _work(family: list[list[int]]) -> float:
     "How much the processes of a family have worked, in ticks; always more while one of them is busy."
     ticks = 0.
     for pid in itertools.chain(*family):
-        for file in Path(f'/proc/{pid}/task').glob('*/stat'):
-            try: state, *numbers = file.read_text().rpartition(') ')[2].split()
-            except OSError: continue
+        for thread in _threads(pid):
+            state, *numbers = _told(f'/proc/{pid}/task/{thread}/stat').rpartition(') ')[2].split() or ['gone', *['0']*15]
             ticks += int(numbers[10]) + int(numbers[11]) + (time.monotonic() if state in 'RD' else 0)
     return ticks
 
@@ -501,8 +510,9 @@ class Party:
         there_read, self._write = os.pipe()
         self._read, there_write = os.pipe()
         self.seconds, self.given, self._running, self._libraries = seconds, given, False, []
-        self._seed, self._rules, self._noted, self._begun = secrets.randbits(60), _rules_for(given, artifact), [], 0
-        self.copies, self._channels = True, set()         # may it be copied?
+        self._seed, self._rules, self._noted = secrets.randbits(60), _rules_for(given, artifact), []
+        self._begun = self._served = 0                    # notes before this run, and its process
+        self.copies = True                                # may it be copied?
         listening, speaking = socket.socketpair()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -530,7 +540,7 @@ class Party:
     def begin(self):
         "Let a fresh process begin a run."
         if not self._pid: raise PredictorError('the predictor is gone')
-        self._begun = len(self._noted)
+        self._begun, self._served = len(self._noted), 0
         _send(self._write, {'op': 'run', 'load': self._libraries})
         self._running = True
 
@@ -573,19 +583,22 @@ class Party:
     @property
     def forkable(self) -> bool:
         "May the process of the run be copied? Not with threads of its own: a copy would not have them."
-        family = _family(self._pid) if self._pid else []
-        if self.copies and len(family) > 1:
-            with contextlib.suppress(OSError): self.copies = len(os.listdir(f'/proc/{family[1][0]}/task')) <= 2
+        if self.copies and self._pid: self.copies = len(_threads(self._server())) <= 2
         return self.copies
+
+    def _server(self) -> int:
+        "The process of this run; 0 if the system does not tell."
+        if not self._served: self._served = next(iter(_family(self._pid)[1:2]), [0])[0]
+        return self._served
 
     def _look(self):
         "Note memory and pipes by which processes of the predictor could talk."
-        family = _family(self._pid) if self._pid else []
-        if len(family) < 2: return
-        pid, found = family[1][0], []
-        found += [f'{r.end - r.start:,} bytes of memory that its processes share' for r in shared(regions(pid))]
+        pid = self._server()
+        if not pid: return
+        memory = shared(regions(pid)) if ' rw-s ' in _told(f'/proc/{pid}/maps') else []
+        found = [f'{r.end - r.start:,} bytes of memory that its processes share' for r in memory]
         with contextlib.suppress(OSError):
-            links = [os.readlink(file) for file in Path(f'/proc/{pid}/fd').iterdir()]
+            links = [os.readlink(f'/proc/{pid}/fd/{end}') for end in os.listdir(f'/proc/{pid}/fd')]
             open_ends = [link for link in links if link.startswith(('pipe:', 'socket:', '/memfd:'))]
             found += [f'a {link.strip("/").partition(":")[0]}' for link in open_ends[2:]]
         self._noted += [line for line in found if line not in self._noted]
