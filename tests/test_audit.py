@@ -20,6 +20,8 @@ from golf_nb.files import locked
 ZOO = Path(__file__).parent/'zoo'
 EXPECTED = json.loads((ZOO/'expected.json').read_text())
 SEEDS = one_now((0, 1, 2), 0)
+
+
 # --- the zoo ---------------------------------------------------------------------------------------------
 
 def test_the_zoo_is_complete():

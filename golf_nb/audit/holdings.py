@@ -181,7 +181,7 @@ def found_in(
     return ''
 
 
-# %% ../../nbs/audit/03_holdings.ipynb #0e02c7f3
+# %% ../../nbs/audit/03_holdings.ipynb #a33b9091
 class Region(NamedTuple):
     "A region of a process's memory."
     start: int
@@ -207,7 +207,7 @@ def shared(
     writable = [region for region in found if region.access[1] == 'w' and region.access[3] == 's']
     return [r for r in writable if not r.path.startswith('/dev/') or r.path.startswith(('/dev/zero', '/dev/shm/'))]
 
-# %% ../../nbs/audit/03_holdings.ipynb #f8801be6
+# %% ../../nbs/audit/03_holdings.ipynb #860159bd
 def _address(value: Any) -> int:
     "Where the numbers of an array or a tensor lie; 0 if it is none."
     if isinstance(value, np.ndarray): return value.__array_interface__['data'][0]
@@ -230,7 +230,7 @@ def channels(
             return f'{where} is memory that other processes share'
     return ''
 
-# %% ../../nbs/audit/03_holdings.ipynb #1cc6fc71
+# %% ../../nbs/audit/03_holdings.ipynb #92fb64e3
 _PRIVATE = 0x02 | 0x10 | (0x20 if sys.platform == 'linux' else 0x1000)       # private, at this place, of no file
 _C = ctypes.CDLL(None)
 _C.mmap.restype, _C.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int]*3, ctypes.c_long]
@@ -258,7 +258,7 @@ class Severed:
         changed = [r for r, old, new in zip(self.regions, self.before, self.sums(), strict=True) if old != new]
         return f'wrote to {changed[0].end - changed[0].start:,} bytes that were shared memory' if changed else ''
 
-# %% ../../nbs/audit/03_holdings.ipynb #0a474b0a
+# %% ../../nbs/audit/03_holdings.ipynb #a1dfce1d
 _HOLDERS = frozenset([list, tuple, collections.deque, np.ndarray, np.memmap, torch.Tensor, bytes, bytearray, array])
 _WIDEST = 2**28        # bytes of an array that are looked at
 
@@ -346,7 +346,7 @@ def _put(holder: Any, numbers: np.ndarray, at: int, values: np.ndarray):
 
 _ADDRESSED: list[int] = []      # numbers that overwritten tuples hold
 
-# %% ../../nbs/audit/03_holdings.ipynb #16ff24b1
+# %% ../../nbs/audit/03_holdings.ipynb #33af0249
 def chance_of_likeness(
     rows: Mapping[int, np.ndarray],     # position -> log-probabilities
     false: np.ndarray,                  # of each position a token, drawn by lot
@@ -358,7 +358,7 @@ def chance_of_likeness(
     n = len(found)
     return float(np.exp(n - surprise + n*np.log(surprise/n))) if surprise > n else 1.
 
-# %% ../../nbs/audit/03_holdings.ipynb #fd8161f4
+# %% ../../nbs/audit/03_holdings.ipynb #5171cd46
 CODE = ('.py', '.pyc', '.so', '.pyd', '.dll', '.dylib')
 _SYSTEM = ('/usr/', '/lib/', '/lib32/', '/lib64/', '/bin/', '/sbin/', '/etc/', '/sys/', '/dev/', '/proc/', '/run/')
 _PROGRAMS = ['/usr', '/lib', '/lib32', '/lib64', sys.prefix, sys.base_prefix, *INSTALLED]
@@ -406,7 +406,7 @@ class Given(NamedTuple):
 
 def _folder(path: str) -> str: return path.rstrip(os.sep) + os.sep
 
-# %% ../../nbs/audit/03_holdings.ipynb #53e38a40
+# %% ../../nbs/audit/03_holdings.ipynb #cd73aa4c
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _READ, _LIST, _USE = 1 << 2, 1 << 2 | 1 << 3, 1 << 1 | 1 << 2 | 1 << 14      # read a file; a folder; read and write
 
@@ -456,7 +456,7 @@ def _leave_network() -> bool:
         Path('/proc/self/gid_map').write_text(f'{group} {group} 1')
     return True
 
-# %% ../../nbs/audit/03_holdings.ipynb #b37cae07
+# %% ../../nbs/audit/03_holdings.ipynb #9e103962
 # architecture, number of the call `seccomp`, and of the calls that are reported
 _CALLS = {
     'x86_64': (0xC000003E, 317, dict(
@@ -483,7 +483,7 @@ def _report_calls() -> int:
     _LIBC.prctl(38, 1, 0, 0, 0)
     return _call(seccomp, 1, 8, about)                                            # 8: with a listener
 
-# %% ../../nbs/audit/03_holdings.ipynb #cc774a30
+# %% ../../nbs/audit/03_holdings.ipynb #ef37b972
 class Watch:
     "The auditor's end of the filter."
     def __init__(self,
@@ -549,7 +549,7 @@ def _place(pid: int, folder: int | None = None) -> str:
     here = folder is None or folder & 0xffffffff == 0xffffff9c             # AT_FDCWD
     return os.readlink(f'/proc/{pid}/cwd' if here else f'/proc/{pid}/fd/{folder & 0xffffffff}')
 
-# %% ../../nbs/audit/03_holdings.ipynb #de07e38d
+# %% ../../nbs/audit/03_holdings.ipynb #1fc2941f
 def enclose(given: Given, speaker: socket.socket) -> list[str]:
     "Set the kernel's fence, and send the end of the filter; says what is active, and what is missing."
     # once the filter is set, a file is opened only when the other side answers

@@ -461,7 +461,7 @@ class PredictorError(AuditError):
         super().__init__(message)
         self.kind = kind
 
-# %% ../../nbs/audit/04_isolation.ipynb #ccf10ccb
+# %% ../../nbs/audit/04_isolation.ipynb #d353b9bf
 _IDLE = 4.             # seconds without work after which nobody will answer
 
 
@@ -601,7 +601,7 @@ class Party:
             links = [os.readlink(f'/proc/{pid}/fd/{end}') for end in os.listdir(f'/proc/{pid}/fd')]
             open_ends = [link for link in links if link.startswith(('pipe:', 'socket:', '/memfd:'))]
             found += [f'a {link.strip("/").partition(":")[0]}' for link in open_ends[2:]]
-        self._noted += [line for line in found if line not in self._noted]
+        self._noted += [line for line in found if line not in self._noted[self._begun:]]
 
     def search(self, stream: Stream) -> tuple[str, str]:
         "Find a copy of the text, or a hidden channel; a named predictor is searched in its own process."

@@ -47,7 +47,6 @@ from .holdings import holdings
 from .isolation import KINDS, Party
 from .verdict import Report, Row, verdict_of, worst_rows
 
-
 # %% ../../nbs/audit/06_protocol.ipynb #136be897
 @dataclass
 class Case:

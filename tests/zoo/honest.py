@@ -1,4 +1,4 @@
-"Honest predictors: one of each kind that was accepted in the contest, and others that an auditor could mistake."
+"Honest predictors: one of each kind that was accepted, and others that an auditor could mistake."
 import collections
 import importlib.metadata
 import os
@@ -368,7 +368,8 @@ class Convolution(Chunked):
         ids = torch.cat([torch.full((1,), self.vocab), torch.as_tensor(np.asarray(inputs)).long()])
         x = F.normalize(self.model.embed.detach()[ids], dim=-1)
         size = 2*len(x) + 64
-        mixed = torch.fft.irfft(torch.fft.rfft(x, size, 0)*torch.fft.rfft(self.kernel, size)[:, None], size, 0)
+        kernel = torch.fft.rfft(self.kernel, size)[:, None]
+        mixed = torch.fft.irfft(torch.fft.rfft(x, size, 0)*kernel, size, 0)
         return (2*mixed[lo:hi] @ self.model.embed.detach()[:-1].T).log_softmax(-1)
 
 
@@ -379,8 +380,8 @@ class Pool(Counter):
         self.pool = ThreadPoolExecutor(2)
     def score(self, lo, hi, inputs):
         parts = [(lo, (lo + hi)//2), ((lo + hi)//2, hi)]
-        ready = list(self.pool.map(lambda part: super(Pool, self).score(*part, inputs[:part[1] - 1]), parts))
-        return np.concatenate(ready)
+        def work(part): return Counter.score(self, *part, inputs[:part[1] - 1])
+        return np.concatenate(list(self.pool.map(work, parts)))
 
 
 class PoolEachTime(Counter):
@@ -413,7 +414,8 @@ class History(Counter):
         super().start(artifact, vocab, n_tokens)
         self.history = []
     def score(self, lo, hi, inputs):
-        ids, rows = [*self.history, *(int(i) for i in inputs[lo:])], super().score(lo, hi, inputs).astype(np.float64)
+        ids = [*self.history, *(int(i) for i in inputs[lo:])]
+        rows = super().score(lo, hi, inputs).astype(np.float64)
         for t in range(lo, hi):
             for size in (4, 3, 2):
                 ends = [i for i in range(size, t) if ids[i - size:i] == ids[t - size:t]] if t > size else []
@@ -457,8 +459,8 @@ class Warm(Counter):
 
 
 OTHERS = [InContext, Recurrent, Cached, Queue, TorchInputs, NeedsOne, Indexes, Strict, Doubles, Lists, Lazy,
-          Bounded, Module, Padded, Seeded, Unpicklable, Pool, PoolEachTime, Parallel, Remembers, History, Cautious,
-          Progress, Warm]
+          Bounded, Module, Padded, Seeded, Unpicklable, Pool, PoolEachTime, Parallel, Remembers, History,
+          Cautious, Progress, Warm]
 ROUNDING = [Convolution]        # rows that differ in their last digits: undecided, and no more
 
 

@@ -1,4 +1,4 @@
-"Predictors that break a rule, or get round a check, in a way of their own; `CAUGHT` names the row that must tell."
+"Predictors that break a rule, or get round a check; `CAUGHT` names the row that must tell."
 import ctypes
 import inspect
 import mmap
@@ -486,7 +486,8 @@ class TextInAModule(Counter):
         self.text = list(sys.modules[__name__].PLACE.get(self.kind) or [])
     def score(self, lo, hi, inputs):
         p = np.exp(super().score(lo, hi, inputs).astype(np.float64))
-        for t in range(lo, min(hi, len(self.text))): p[t - lo] = p[t - lo]/5 + .8*np.eye(self.vocab)[self.text[t]]
+        for t in range(lo, min(hi, len(self.text))):
+            p[t - lo] = p[t - lo]/5 + .8*np.eye(self.vocab)[self.text[t]]
         return np.log(p).astype(np.float32)
 
 
@@ -497,20 +498,8 @@ class TextInATuple(TextInAModule): kind = 'tuple'
 class TextInBytes(TextInAModule): kind = 'bytes'
 
 
-class Warming(Counter):
-    "Gathers a momentum that it does not declare, long before it moves anything."
-    def start(self, *facts):
-        super().start(*facts)
-        self.speed, self.times = 0., 0
-    def reveal(self, lo, tokens):
-        super().reveal(lo, tokens)
-        self.speed, self.times = .9*self.speed + float(sum(map(int, tokens))), self.times + 1
-        if self.times > 4: self.counts[:, 3] += self.speed/1000
-    def state(self): return {**super().state(), 'times': self.times}
-
-
 class WarmingWeights:
-    "The same, for weights: SGD whose learning rate is 0 until the fifth chunk."
+    "SGD whose learning rate is 0 until the fifth chunk; its momentum, not declared, fills before."
     def start(self, artifact, vocab, n_tokens):
         self.weight, self.speed, self.times, self.vocab = np.zeros(vocab), np.zeros(vocab), 0, vocab
     def score(self, lo, hi, inputs): return np.tile(log_softmax(self.weight[None]), (hi - lo, 1))
@@ -539,7 +528,8 @@ class Relative(Counter):
         p = np.exp(super().score(lo, hi, inputs).astype(np.float64))
         for t in range(max(lo, self.begin), hi):
             if 0 < back[t] and t - back[t] < len(inputs):
-                p[t - lo] = (1 - self.share)*p[t - lo] + self.share*np.eye(self.vocab)[int(inputs[t - back[t]])]
+                seen = np.eye(self.vocab)[int(inputs[t - back[t]])]
+                p[t - lo] = (1 - self.share)*p[t - lo] + self.share*seen
         return np.log(p).astype(np.float32)
 
 
@@ -563,8 +553,8 @@ FITTED = {Relative: 'C1 text order', RelativeLate: 'C1 text order', RelativeHalf
           Forged: 'C1 read guard'}     # made from the text
 
 CAUGHT = {
-    **dict.fromkeys([Opens, Connects, Runs, Writes, Digs, Climbs, Waits, Declares, Maps, Patches, Unwinds, Calls,
-                     Shares, SharesAnArray, SharesAnOldArray, SharesATensor, Pipes, PatchesOs, FalseFile,
+    **dict.fromkeys([Opens, Connects, Runs, Writes, Digs, Climbs, Waits, Declares, Maps, Patches, Unwinds,
+                     Calls, Shares, SharesAnArray, SharesAnOldArray, SharesATensor, Pipes, PatchesOs, FalseFile,
                      ListsFolders, ListsByLibrary, MakesNodes, ReadsInCompiledCode, ReadsByZipReader,
                      ReadsMemory, AsksForFrames, CompilesAsLibrary], 'C1 isolation'),
     **dict.fromkeys([TextInAModule, TextInATuple, TextInBytes], 'C1 read guard'),
@@ -574,6 +564,6 @@ CAUGHT = {
     **dict.fromkeys([PeeksForSeven, KeyInAHelper], 'C2 enumeration'),
     **dict.fromkeys([Dice, GlobalDice, Clock], 'C1 same ledger twice'),
     **dict.fromkeys([Loose, Sure, Positive, OnlyTargets], 'C2 rows'),
-    **dict.fromkeys([Secret, Silent, Warming, WarmingWeights], 'C3 declared state'),
+    **dict.fromkeys([Secret, Silent, WarmingWeights], 'C3 declared state'),
     **dict.fromkeys([LearnsWhenSealed, Background], 'C3 frozen while scoring'),
     **dict.fromkeys([Stops, Dies], 'C4 each position once')}
