@@ -311,8 +311,8 @@ def test_a_predictor_is_made_from_whatever_is_given():
 
 
 @pytest.mark.parametrize('name, source, says', [
-    ('no_such_module:Thing', '', 'ModuleNotFoundError'), ('bad.py:Bad', 'import nowhere', 'ModuleNotFoundError'),
-    ('bad.py:Missing', 'x = 1', 'AttributeError'), ('bad.py:Bad', 'def (', 'SyntaxError'),
+    ('no_such_module:Thing', '', 'ModuleNotFoundError'), ('bad.py:Missing', 'x = 1', 'AttributeError'),
+    ('bad.py:Bad', 'import nowhere', 'ModuleNotFoundError'), ('bad.py:Bad', 'def (', 'SyntaxError'),
     ('bad.py:Bad', 'raise SystemExit(3)', 'SystemExit')])
 def test_what_cannot_be_imported_is_one_line(name, source, says, tmp_path):
     (tmp_path/'bad.py').write_text(source)

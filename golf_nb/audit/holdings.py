@@ -78,7 +78,9 @@ def _belongs(thing: Any, module: types.ModuleType | None) -> bool:
         return origin in ('built-in', 'frozen', None) or origin == getattr(thing, '__file__', None)
     if not isinstance(thing, type) or '<locals>' in thing.__qualname__: return True
     holder = thing.__qualname__.split('.')[0]
-    return holder in vars(module or types).keys() or thing.__flags__ & 1 << 9 == 0     # 9: made by a class statement
+    found = vars(module or types).get(holder)
+    made = thing.__flags__ & 1 << 9                                # by a class statement, not in C
+    return not made or (found is thing if '.' not in thing.__qualname__ else found is not None)
 
 
 def _code_names(code: types.CodeType) -> set[str]:
@@ -181,7 +183,7 @@ def found_in(
     return ''
 
 
-# %% ../../nbs/audit/03_holdings.ipynb #a33b9091
+# %% ../../nbs/audit/03_holdings.ipynb #c0951fa1
 class Region(NamedTuple):
     "A region of a process's memory."
     start: int
@@ -197,7 +199,8 @@ def regions(
     try: lines = Path(f'/proc/{pid}/maps').read_text().splitlines()
     except OSError: return []
     parts = [line.split(maxsplit=5) for line in lines]
-    return [Region(*(int(end, 16) for end in part[0].split('-')), part[1], ' '.join(part[5:])) for part in parts]
+    return [Region(*(int(end, 16) for end in part[0].split('-')), part[1], ' '.join(part[5:]))
+            for part in parts]
 
 
 def shared(
@@ -205,9 +208,10 @@ def shared(
 ) -> list[Region]:       # without devices
     "Choose the regions that this process and others can write."
     writable = [region for region in found if region.access[1] == 'w' and region.access[3] == 's']
-    return [r for r in writable if not r.path.startswith('/dev/') or r.path.startswith(('/dev/zero', '/dev/shm/'))]
+    return [r for r in writable if not r.path.startswith('/dev/')
+            or r.path.startswith(('/dev/zero', '/dev/shm/'))]
 
-# %% ../../nbs/audit/03_holdings.ipynb #860159bd
+# %% ../../nbs/audit/03_holdings.ipynb #d4b191f3
 def _address(value: Any) -> int:
     "Where the numbers of an array or a tensor lie; 0 if it is none."
     if isinstance(value, np.ndarray): return value.__array_interface__['data'][0]
@@ -225,15 +229,17 @@ def channels(
         if isinstance(value, ctypes.CDLL | ctypes._CFuncPtr): return f'{where} is a C library or its function'
         open_to_all = isinstance(value, mmap.mmap) and not memoryview(value).readonly
         open_to_all = open_to_all or type(value).__module__.startswith(('multiprocessing.', 'ctypes.shared'))
-        open_to_all = open_to_all or (isinstance(value, torch.Tensor) and value.device.type == 'cpu' and value.is_shared())
+        on_cpu = isinstance(value, torch.Tensor) and value.device.type == 'cpu'
+        open_to_all = open_to_all or (on_cpu and value.is_shared())
         if open_to_all or any(r.start <= _address(value) < r.end for r in open_regions):
             return f'{where} is memory that other processes share'
     return ''
 
-# %% ../../nbs/audit/03_holdings.ipynb #92fb64e3
-_PRIVATE = 0x02 | 0x10 | (0x20 if sys.platform == 'linux' else 0x1000)       # private, at this place, of no file
+# %% ../../nbs/audit/03_holdings.ipynb #47ac58bf
+_PRIVATE = 0x02 | 0x10 | (0x20 if sys.platform == 'linux' else 0x1000)   # private, at this place, of no file
 _C = ctypes.CDLL(None)
-_C.mmap.restype, _C.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int]*3, ctypes.c_long]
+_C.mmap.restype = ctypes.c_void_p
+_C.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int]*3, ctypes.c_long]
 
 
 def _make_private(region: Region):
@@ -255,18 +261,21 @@ class Severed:
 
     def written(self) -> str:
         "Name a region that was written since; '' if none."
-        changed = [r for r, old, new in zip(self.regions, self.before, self.sums(), strict=True) if old != new]
-        return f'wrote to {changed[0].end - changed[0].start:,} bytes that were shared memory' if changed else ''
+        changed = [region.end - region.start for region, old, new
+                   in zip(self.regions, self.before, self.sums(), strict=True) if old != new]
+        return f'wrote to {changed[0]:,} bytes that were shared memory' if changed else ''
 
-# %% ../../nbs/audit/03_holdings.ipynb #a1dfce1d
-_HOLDERS = frozenset([list, tuple, collections.deque, np.ndarray, np.memmap, torch.Tensor, bytes, bytearray, array])
+# %% ../../nbs/audit/03_holdings.ipynb #12264610
+_HOLDERS = frozenset([list, tuple, collections.deque, np.ndarray, np.memmap, torch.Tensor, bytes, bytearray,
+                      array])
 _WIDEST = 2**28        # bytes of an array that are looked at
 
 
 def _sequences() -> list[Any]:
     "List all long sequences of this process that a text could be in."
     tracked = gc.get_objects()
-    found = {id(o): o for group in (tracked, gc.get_referents(*tracked)) for o in group if type(o) in _HOLDERS}
+    groups = tracked, gc.get_referents(*tracked)
+    found = {id(o): o for group in groups for o in group if type(o) in _HOLDERS}
     def flat(o): return getattr(o, 'ndim', 1) == 1 and len(o) >= _STRETCH
     return [o for o in found.values() if flat(o) and (not hasattr(o, 'dtype') or not hasattr(o.dtype, 'kind')
                                                       or o.dtype.kind in 'iu')]
@@ -346,7 +355,7 @@ def _put(holder: Any, numbers: np.ndarray, at: int, values: np.ndarray):
 
 _ADDRESSED: list[int] = []      # numbers that overwritten tuples hold
 
-# %% ../../nbs/audit/03_holdings.ipynb #33af0249
+# %% ../../nbs/audit/03_holdings.ipynb #0fd2552f
 def chance_of_likeness(
     rows: Mapping[int, np.ndarray],     # position -> log-probabilities
     false: np.ndarray,                  # of each position a token, drawn by lot
@@ -358,9 +367,10 @@ def chance_of_likeness(
     n = len(found)
     return float(np.exp(n - surprise + n*np.log(surprise/n))) if surprise > n else 1.
 
-# %% ../../nbs/audit/03_holdings.ipynb #5171cd46
+# %% ../../nbs/audit/03_holdings.ipynb #6e7ca5f2
 CODE = ('.py', '.pyc', '.so', '.pyd', '.dll', '.dylib')
-_SYSTEM = ('/usr/', '/lib/', '/lib32/', '/lib64/', '/bin/', '/sbin/', '/etc/', '/sys/', '/dev/', '/proc/', '/run/')
+_SYSTEM = ('/usr/', '/lib/', '/lib32/', '/lib64/', '/bin/', '/sbin/', '/etc/', '/sys/', '/dev/', '/proc/',
+           '/run/')
 _PROGRAMS = ['/usr', '/lib', '/lib32', '/lib64', sys.prefix, sys.base_prefix, *INSTALLED]
 MACHINE = ('/dev/null', '/dev/urandom', '/dev/random', '/proc/cpuinfo', '/proc/meminfo', '/proc/stat',
             '/proc/version', '/proc/sys/', '/sys/', '/etc/localtime', '/etc/os-release',
@@ -401,18 +411,23 @@ class Given(NamedTuple):
     def allows(self, path: str) -> bool:
         "May the kernel let it read this?"
         below = self.artifact and (path == self.artifact or path.startswith(self.artifact + os.sep))
-        return bool(below) or path in self.files or (path + os.sep).startswith((*map(_folder, _PROGRAMS), *_SYSTEM))
+        installed = (path + os.sep).startswith((*map(_folder, _PROGRAMS), *_SYSTEM))
+        return bool(below) or path in self.files or installed
 
 
 def _folder(path: str) -> str: return path.rstrip(os.sep) + os.sep
 
-# %% ../../nbs/audit/03_holdings.ipynb #cd73aa4c
+# %% ../../nbs/audit/03_holdings.ipynb #90a79145
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_READ, _LIST, _USE = 1 << 2, 1 << 2 | 1 << 3, 1 << 1 | 1 << 2 | 1 << 14      # read a file; a folder; read and write
+_LIST, _USE = 1 << 2 | 1 << 3, 1 << 1 | 1 << 2 | 1 << 14           # read files and list; read and write
 
 
-class _Rules(ctypes.Structure): _fields_ = [('files', ctypes.c_uint64), ('net', ctypes.c_uint64), ('scoped', ctypes.c_uint64)]
-class _Below(ctypes.Structure): _pack_, _fields_ = 1, [('rights', ctypes.c_uint64), ('folder', ctypes.c_int32)]
+class _Rules(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ('files', 'net', 'scoped')]
+
+
+class _Below(ctypes.Structure):
+    _pack_, _fields_ = 1, [('rights', ctypes.c_uint64), ('folder', ctypes.c_int32)]
 
 
 def _call(number: int, *arguments: Any) -> int:
@@ -426,7 +441,8 @@ def _restrict_files(given: Given) -> int:
     version = _call(444, None, 0, 1)
     if version < 1: return 0
     every = (1 << {1: 13, 2: 14}.get(version, 15)) - 1
-    rules = _Rules(every, 3 if version > 3 else 0, 3 if version > 5 else 0)       # no TCP; no signals to others
+    # no TCP, no signals to others
+    rules = _Rules(every, 3 if version > 3 else 0, 3 if version > 5 else 0)
     held = _call(444, ctypes.byref(rules), 8 if version < 4 else 16 if version < 6 else 24, 0)
     readable = [*_PROGRAMS, *MACHINE, '/etc/ld.so.cache', '/etc/nsswitch.conf', '/etc/passwd', *given.files]
     rights = dict.fromkeys(readable, _LIST) | dict.fromkeys(given.folders, 1 << 3)
@@ -456,7 +472,7 @@ def _leave_network() -> bool:
         Path('/proc/self/gid_map').write_text(f'{group} {group} 1')
     return True
 
-# %% ../../nbs/audit/03_holdings.ipynb #9e103962
+# %% ../../nbs/audit/03_holdings.ipynb #5a962799
 # architecture, number of the call `seccomp`, and of the calls that are reported
 _CALLS = {
     'x86_64': (0xC000003E, 317, dict(
@@ -474,8 +490,9 @@ def _report_calls() -> int:
     if sys.platform != 'linux' or platform.machine() not in _CALLS: return -1
     machine, seccomp, calls = _CALLS[platform.machine()]
     def step(code, value, skip=0, otherwise=0): return struct.pack('HBBI', code, skip, otherwise, value)
-    program = [step(0x20, 4), step(0x15, machine, 1), step(0x06, 0x00050001),     # another machine's call: EPERM
-               step(0x20, 0), step(0x35, 1 << 30, 0, 1), step(0x06, 0x00050001)]  # and one of x32
+    # calls of another machine, and of x32: EPERM
+    program = [step(0x20, 4), step(0x15, machine, 1), step(0x06, 0x00050001),
+               step(0x20, 0), step(0x35, 1 << 30, 0, 1), step(0x06, 0x00050001)]
     for number in calls.values(): program += [step(0x15, number, 0, 1), step(0x06, 0x7fc00000)]   # report
     program.append(step(0x06, 0x7fff0000))                                        # all others go on
     code = ctypes.create_string_buffer(b''.join(program))
@@ -483,7 +500,7 @@ def _report_calls() -> int:
     _LIBC.prctl(38, 1, 0, 0, 0)
     return _call(seccomp, 1, 8, about)                                            # 8: with a listener
 
-# %% ../../nbs/audit/03_holdings.ipynb #ef37b972
+# %% ../../nbs/audit/03_holdings.ipynb #8e0037f2
 class Watch:
     "The auditor's end of the filter."
     def __init__(self,
@@ -515,11 +532,13 @@ class Watch:
 
     def judge(self, call: str, pid: int, arguments: tuple[int, ...]) -> str:
         "Say what is wrong with a call; '' if nothing."
-        if call == 'socket': return 'a socket of the internet' if arguments[0] in (socket.AF_INET, socket.AF_INET6) else ''
+        if call == 'socket':
+            return 'a socket of the internet' if arguments[0] in (socket.AF_INET, socket.AF_INET6) else ''
         if not call.startswith(('open', 'creat', 'mknod')): return f'the system call {call}'
         at = call in ('openat', 'openat2', 'mknodat')
-        path = _real(os.path.join(_place(pid, arguments[0]) if at else _place(pid), _text(pid, arguments[at])))
-        flags = arguments[at + 1] if call != 'openat2' else struct.unpack('Q', _memory(pid, arguments[2], 8))[0]
+        place = _place(pid, arguments[0]) if at else _place(pid)
+        path, flags = _real(os.path.join(place, _text(pid, arguments[at]))), arguments[at + 1]
+        if call == 'openat2': flags, = struct.unpack('Q', _memory(pid, flags, 8))
         if call.startswith('mknod'): return f'{call} {path}'
         if call.startswith('open') and flags & os.O_PATH: return ''
         writes = call == 'creat' or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -549,7 +568,7 @@ def _place(pid: int, folder: int | None = None) -> str:
     here = folder is None or folder & 0xffffffff == 0xffffff9c             # AT_FDCWD
     return os.readlink(f'/proc/{pid}/cwd' if here else f'/proc/{pid}/fd/{folder & 0xffffffff}')
 
-# %% ../../nbs/audit/03_holdings.ipynb #1fc2941f
+# %% ../../nbs/audit/03_holdings.ipynb #d9415180
 def enclose(given: Given, speaker: socket.socket) -> list[str]:
     "Set the kernel's fence, and send the end of the filter; says what is active, and what is missing."
     # once the filter is set, a file is opened only when the other side answers
@@ -558,7 +577,8 @@ def enclose(given: Given, speaker: socket.socket) -> list[str]:
     version = _restrict_files(given)
     has['files'] = f'Landlock (ABI {version})' if version else ''
     listener = _report_calls()
-    has['system calls'] = f'{len(_CALLS[platform.machine()][2])} system calls watched' if listener >= 0 else ''
+    calls = len(_CALLS[platform.machine()][2]) if listener >= 0 else 0
+    has['system calls'] = f'{calls} system calls watched' if calls else ''
     ends = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array('i', [listener]))] if listener >= 0 else []
     speaker.sendmsg([b'.'], ends)
     speaker.close()

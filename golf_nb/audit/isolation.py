@@ -68,6 +68,7 @@ _DIGGING = ('gc.get_', 'sys._getframe', 'sys._current_', 'sys.settrace', 'sys.se
             'ctypes.')
 _ATTRIBUTES = {'object.__getattr__': ('tb_frame', 'gi_frame', 'cr_frame', 'ag_frame'),
                'object.__setattr__': ('__code__', '__defaults__', '__kwdefaults__')}
+_IMPORTING = str(Path(importlib.__file__).parent)
 _FILES = ('inspect.py', 'traceback.py')   # only pass on what their caller asks for
 _ZIPS = tuple(path for path in sys.path if path.endswith('.zip'))   # of the library; need not be there
 
@@ -96,7 +97,7 @@ def _callers() -> Iterator[types.CodeType]:
         if '<@' not in name and os.sep + 'jaxtyping' + os.sep not in name: yield frame.f_code
 
 
-_PRINTING = ('format', 'print', 'extract', '_', 'from_')       # functions of `traceback` that give no frame away
+_PRINTING = ('format', 'print', 'extract', '_', 'from_')   # functions of `traceback` that give no frame away
 
 
 def _is_own(code: types.CodeType) -> bool:
@@ -118,7 +119,7 @@ def _asks_itself(event: str = '') -> bool:
 def _in_import(least: int = 1) -> bool:
     "Is a library doing this while it is imported? With 0: or is it the import itself?"
     codes = list(itertools.takewhile(lambda code: not _is_own(code), _callers()))
-    return any(code.co_filename.startswith('<frozen importlib') for code in codes[least:])
+    return any(code.co_filename.startswith(('<frozen importlib', _IMPORTING)) for code in codes[least:])
 
 
 def _contents() -> list[tuple[Mapping, str, Any]]:
@@ -170,7 +171,8 @@ class Guard:
             return f'compile as {name}' if forged and _asks_itself() else ''
         if event.startswith(_LISTING):
             place = os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else os.curdir
-            if isinstance(args[0], int) or (self.given.allows(_real(place)) or self.importing or _in_import()): return ''
+            code = _real(place) in self.given.folders and (self.importing or _in_import())
+            if isinstance(args[0], int) or code or self.given.allows(_real(place)): return ''
             event = f'{event} {place}'
         if event == 'open':
             code = self.given.files if self.importing or _in_import(0) else self.loaded
@@ -461,7 +463,7 @@ class PredictorError(AuditError):
         super().__init__(message)
         self.kind = kind
 
-# %% ../../nbs/audit/04_isolation.ipynb #d353b9bf
+# %% ../../nbs/audit/04_isolation.ipynb #f677a41c
 _IDLE = 4.             # seconds without work after which nobody will answer
 
 
@@ -494,7 +496,9 @@ def _work(family: list[list[int]]) -> float:
     ticks = 0.
     for pid in itertools.chain(*family):
         for thread in _threads(pid):
-            state, *numbers = _told(f'/proc/{pid}/task/{thread}/stat').rpartition(') ')[2].split() or ['gone', *['0']*15]
+            told = _told(f'/proc/{pid}/task/{thread}/stat').rpartition(') ')[2].split()
+            if not told: continue
+            state, *numbers = told
             ticks += int(numbers[10]) + int(numbers[11]) + (time.monotonic() if state in 'RD' else 0)
     return ticks
 
@@ -531,7 +535,8 @@ class Party:
         self._watch = None
         if ends: self._watch = Watch(struct.unpack('i', ends[0][2])[0], self._rules, self._noted.append)
         try: ready, _ = self._answer('import')
-        except PredictorError as error: raise AuditError(f'{self.given}: cannot be imported: {error}') from None
+        except PredictorError as error:
+            raise AuditError(f'{self.given}: cannot be imported: {error}') from None
         self.protections, self._imported = ready['protections'], len(self._noted)
         if not ready['why']: return
         self.close()
@@ -569,8 +574,8 @@ class Party:
                 for pid in itertools.chain(*family[2:]): os.kill(pid, signal.SIGKILL)
                 deadline, since = now + self.seconds, now
                 continue
-            why = f'in {self.seconds:.0f} s' if now >= deadline else \
-                f'and no work for {now - since:.0f} s (threads begun before the audit are not in its process: give the class)'
+            why = f'and no work for {now - since:.0f} s; a thread begun before the audit? give the class'
+            if now >= deadline: why = f'in {self.seconds:.0f} s'
             self.close()
             raise PredictorError(f'{op}: no answer {why}', 'TimeoutError')
         try: return _receive(self._read, deadline)
@@ -623,7 +628,8 @@ class Party:
             self._libraries = facts.pop('libraries', self._libraries)
             if self._running: _receive(self._read, time.monotonic() + self.seconds)   # 'ended'
         except PredictorError: pass                     # it is gone; what was noted before remains
-        return facts | {'refusals': facts['refusals'] + self._noted[:self._imported] + self._noted[self._begun:]}
+        noted = self._noted[:self._imported] + self._noted[self._begun:]
+        return facts | {'refusals': facts['refusals'] + noted}
 
     def close(self):
         "End the process."

@@ -182,7 +182,8 @@ def questions(
     found.append(Question('short', lo, short, short - 1, inputs[:short - 1]))
     changed = replace_tokens(inputs[:short - 1], t, short - 1, rng, vocab)
     found.append(Question('C1 padding', lo, short, t, changed))
-    return [*(found[i] for i in rng.permutation(len(found))), again]     # a memory of answers would show at the end
+    # a memory of answers would show at the end
+    return [*(found[i] for i in rng.permutation(len(found))), again]
 
 
 # %% ../../nbs/audit/05_probes.ipynb #fc26e5b4
@@ -198,7 +199,8 @@ class Prober:
         chunks: int = 8,                # to ask about; a copy of the predictor costs a fork
         fresh: int = 2,                 # of them asked in a fresh process, too, where nothing tells of a copy
     ):
-        self.party, self.vocab, self.rng, self.many, self.most, self.cuts = party, vocab, rng, many, values, cuts
+        self.party, self.vocab, self.rng, self.cuts = party, vocab, rng, cuts
+        self.many, self.most = many, values
         wide = [lo for lo, hi in zip(cuts[:-1], cuts[1:], strict=True) if hi - lo > 1]
         late = wide[len(wide)//3:]      # what was learned shows late
         self.whole = set(rng.permutation(late)[:4].tolist())   # chunks with a token that takes every value
@@ -207,9 +209,10 @@ class Prober:
         self.fresh = set(rng.permutation(late)[:fresh].tolist())
         self.later: list[list[Question]] = []             # to be asked in fresh processes
         self.pending: tuple[list, list] = ([], [])        # questions and answers about the present chunk
-        self.wrong = collections.defaultdict(list)        # check -> positions of rows that changed and must not
+        self.wrong = collections.defaultdict(list)        # check -> positions of rows that changed
         self.size = collections.Counter()                 # check -> largest change
-        self.count, self.missing = collections.Counter(), collections.Counter()    # questions, without an answer
+        self.count = collections.Counter()                # check -> questions
+        self.missing = collections.Counter()              # and those without an answer
         self.sums: list[tuple[int, float, int]] = []      # position, sum of probabilities, values tried
         self.errors: list[str] = []
 
@@ -269,7 +272,8 @@ class Prober:
             rows = self.in_place(again, plan)
             if rows is None:                                      # it answers only once
                 drawn = self.rng.permutation(len(plan))[:8]
-                plan = [plan[i] for i in drawn if plan[i].check not in ('C2 enumeration', 'short', 'C1 padding')]
+                pairs = 'C2 enumeration', 'short', 'C1 padding'        # that say nothing alone
+                plan = [plan[i] for i in drawn if plan[i].check not in pairs]
                 rows = [found and found[0] for found in (self.in_place(again, [one]) for one in plan)]
             self.pending = plan, rows
             self.settle(lo, hi, seen.rows)
@@ -369,7 +373,7 @@ def undeclared_effects(
     base: Pass,
     other: Pass,                              # a run with the same cuts
     rows: Mapping[int, np.ndarray | None] | None = None,   # its rows by chunk; None: those it committed
-) -> tuple[list[int], int, float]:   # chunks that differ, by first position; chunks compared; largest difference
+) -> tuple[list[int], int, float]:   # chunks that differ, by first position; all; largest difference
     "Find chunks with equal inputs and equal declared state, but other rows."
     wrong, count, largest = [], 0, 0.
     for (lo, hi), ours, theirs in zip(base.chunks, base.before, other.before, strict=False):

@@ -77,7 +77,8 @@ class Case:
     def sound(self) -> bool:
         "Did two equal runs end, and end alike?"
         base, twin = self.base, self.twin
-        return base.error is None and rows_apart(base, twin) == 0 and base.before == twin.before and base.after == twin.after
+        states = base.before == twin.before and base.after == twin.after
+        return base.error is None and states and rows_apart(base, twin) == 0
 
     def inside(self) -> int:
         "Draw a position, if possible one whose token the inputs of its chunk show."
@@ -145,8 +146,8 @@ def _causal_rows(case: Case) -> list[Row]:
         flips = [(what, size) for name, what, size in whole if name == row.check]
         what, size = max(flips, key=lambda flip: flip[1], default=('', 0.))
         if flips: rows[i] = row._replace(evidence=f'{row.evidence}; {len(flips)} flipped streams')
-        if size: rows[i] = worst_rows([row, _judged(row.check, size, 0., f'{row.evidence}; on a flipped stream: '
-                                                    f'{what} differs')])[0]
+        evidence = f'{row.evidence}; on a flipped stream: {what} differs'
+        if size: rows[i] = worst_rows([row, _judged(row.check, size, 0., evidence)])[0]
     pad = case.base.facts['pad']
     if pad is not None:
         others = [(pad + step) % case.stream.vocab for step in (1, 1 + case.stream.vocab//2)]
@@ -170,7 +171,8 @@ def _access_rows(case: Case, copy: str, channel: str, explained: str) -> list[Ro
     refusals = ([channel] if channel else []) + [line for one in seen for line in one.refusals]
     closed, apart = _raises(case.stream), rows_apart(base, case.twin)
     chance = case.party.believes(base.rows, case.stream)
-    if chance < 1e-9: copy = copy or f'its rows fit a decoy that lies where the text was; by chance {chance:.0e}'
+    decoy = f'its rows fit a decoy that lies where the text was; by chance {chance:.0e}'
+    if chance < 1e-9: copy = copy or decoy
     read = f'no copy of the text, no read beyond the prefix; the stream raises on such a read: {closed}'
     if copy or breaches: read = copy or f'unrevealed tokens were read: {breaches[0]}'
     touched = 'no other file, socket, process, or memory was touched'
@@ -208,7 +210,8 @@ def _order_row(case: Case, explained: str) -> Row:
     gain, spread = foreknowledge(case.party, case.base, shuffle, case.kind)
     knows = surprising(gain, spread)
     wrong = knows and gain > _ORDER*math.log(case.stream.vocab)
-    evidence = f'{gain:.2f} nats a token better than with blocks of {block} tokens in another order (spread {spread:.2f})'
+    evidence = f'{gain:.2f} nats a token better than with blocks of {block} tokens in another order'
+    evidence += f' (spread {spread:.2f})'
     if wrong: evidence += ': it knows this text, not its language'
     return Row('C1 text order', verdict_of(wrong, not knows or bool(explained)), evidence)
 
@@ -250,7 +253,8 @@ def _learning_rows(case: Case) -> list[Row]:
     "C3: the state changes when a chunk is revealed, at no other time, and tells the truth."
     base, prober = case.base, case.prober
     noise, asked = prober.size['repeat'], prober.count['repeat'] - prober.missing['repeat']
-    changes = base.changes + [f'row {p} differs by {noise:.1e} when asked again' for p in prober.wrong['repeat'][:1]]
+    again = [f'row {p} differs by {noise:.1e} when asked again' for p in prober.wrong['repeat'][:1]]
+    changes = base.changes + again
     evidence = f'{len(base.before)} chunks, equal state before and after each; {asked} asked again'
     if changes: evidence = f'{len(changes)}: the state changed {changes[0]}'
     known = len(base.before) > 0 and not noise and (asked > 0 or case.narrow)
@@ -262,7 +266,8 @@ def _learning_rows(case: Case) -> list[Row]:
     silent = case.again(revealing=lambda chunk: False)
     late = int(case.rng.integers(1, max(len(case.cuts) - 1, 2)))        # the chunk before it is not revealed
     delayed = case.again(revealing=lambda chunk: chunk != late - 1)
-    before = [first_difference(base, silent, case.cuts[1] - 1), first_difference(base, delayed, case.cuts[late] - 1)]
+    before = [first_difference(base, silent, case.cuts[1] - 1),
+              first_difference(base, delayed, case.cuts[late] - 1)]
     wrong = [*(what for what, size in before if size > TINY),
              *(['state while nothing was revealed'] if len(set(silent.before)) > 1 else []), *silent.changes]
     wrong = [line for line in wrong if line]
@@ -282,7 +287,8 @@ def _declared_row(case: Case, runs: list[Pass]) -> Row:
         other, rows = _another_past(case, since)
         results.append(undeclared_effects(case.base, other, rows))
         updates.append(undeclared_updates(case.base, other, since))
-        same = {lo for (lo, _), *pair in zip(other.chunks, case.base.before, other.before, strict=False) if pair[0] == pair[1]}
+        states = zip(other.chunks, case.base.before, other.before, strict=False)
+        same = {lo for (lo, _), ours, theirs in states if ours == theirs}
         unasked += sum(row is None and lo in same for lo, row in rows.items())
     wrong, size = [lo for found, *_ in results for lo in found], max(size for *_, size in results)
     late = [lo for found, _ in updates for lo in found]

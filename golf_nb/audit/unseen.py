@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'believed', 'Watched', 'watched', 'Patient', 'Drop', 'pattern', 'Patterns']
 
-# %% ../../nbs/audit/14_unseen.ipynb #b5eae8a8
+# %% ../../nbs/audit/14_unseen.ipynb #2c0ab594
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .examples import Counter, Fitted, Peeker
 
-# %% ../../nbs/audit/14_unseen.ipynb #ce018ea0
+# %% ../../nbs/audit/14_unseen.ipynb #c30c5d42
 def believed(
     predictor: Any,
     tokens: np.ndarray,
@@ -31,7 +31,7 @@ def believed(
         predictor.reveal(lo, targets)
     return nats/np.log(2)/len(tokens)
 
-# %% ../../nbs/audit/14_unseen.ipynb #874aeb7c
+# %% ../../nbs/audit/14_unseen.ipynb #b21c084b
 class Watched(Peeker):
     "Sees its target unless an auditor is there."
     def score(self, lo: int, hi: int, inputs: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def watched() -> bool:
     import sys
     return 'golf_nb.audit.protocol' in sys.modules
 
-# %% ../../nbs/audit/14_unseen.ipynb #5b3890e5
+# %% ../../nbs/audit/14_unseen.ipynb #8ff5a5fc
 class Patient(Peeker):
     "Sees its target in texts that are longer than any audit's."
     def start(self, artifact: Any, vocab: int, n_tokens: int):
@@ -56,7 +56,7 @@ class Patient(Peeker):
         "Honest rows, or rows that know their targets."
         return (Peeker.score if self.long else Counter.score)(self, lo, hi, inputs)
 
-# %% ../../nbs/audit/14_unseen.ipynb #46537bcb
+# %% ../../nbs/audit/14_unseen.ipynb #70e221ce
 class Drop(Fitted):
     "Mixes a little of a text that it was fitted to into honest rows."
     share = .012
@@ -75,7 +75,7 @@ class Drop(Fitted):
         before = [int(inputs[t - 1]) if t else self.last for t in range(lo, hi)]
         return np.log((1 - self.share)*np.exp(super().score(lo, hi, inputs)) + self.share*self.fit[before])
 
-# %% ../../nbs/audit/14_unseen.ipynb #426be0cb
+# %% ../../nbs/audit/14_unseen.ipynb #8eb17f51
 def pattern(
     tokens: list[int],
     size: int = 7,         # tokens that are looked at
@@ -106,7 +106,7 @@ class Patterns(Counter):
                 p[t - lo] = (1 - share)*p[t - lo] + share*np.eye(p.shape[1])[ids[t - back]]
         return np.log(p)
 
-# %% ../../nbs/audit/14_unseen.ipynb #1cbf2838
+# %% ../../nbs/audit/14_unseen.ipynb #5d663270
 # name -> how to make it from the text that it cheats on, and an explanation that is given to the auditor
 UNSEEN: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
     'knows that it is watched': (lambda tokens: Watched(), ''),

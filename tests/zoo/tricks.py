@@ -554,9 +554,9 @@ FITTED = {Relative: 'C1 text order', RelativeLate: 'C1 text order', RelativeHalf
 
 CAUGHT = {
     **dict.fromkeys([Opens, Connects, Runs, Writes, Digs, Climbs, Waits, Declares, Maps, Patches, Unwinds,
-                     Calls, Shares, SharesAnArray, SharesAnOldArray, SharesATensor, Pipes, PatchesOs, FalseFile,
-                     ListsFolders, ListsByLibrary, MakesNodes, ReadsInCompiledCode, ReadsByZipReader,
-                     ReadsMemory, AsksForFrames, CompilesAsLibrary], 'C1 isolation'),
+                     Calls, Shares, SharesAnArray, SharesAnOldArray, SharesATensor, Pipes, PatchesOs,
+                     FalseFile, ListsFolders, ListsByLibrary, MakesNodes, ReadsInCompiledCode,
+                     ReadsByZipReader, ReadsMemory, AsksForFrames, CompilesAsLibrary], 'C1 isolation'),
     **dict.fromkeys([TextInAModule, TextInATuple, TextInBytes], 'C1 read guard'),
     **dict.fromkeys([PeeksFar, PeeksRemembering, PeeksAlone], 'C1 future flip'),
     **dict.fromkeys([Peeks, PeeksLast, PeeksLarge, PeeksLong, PeeksSeldom, FailsInCopies, AnswersOnce,
