@@ -323,6 +323,7 @@ def foreknowledge(
     kind: str = 'numpy',        # form of the inputs
     times: Sequence[int] = (3, 8),   # changed streams; the second lot only if the first show an advantage
     length: int = 1024,         # tokens to look at
+    large: float = math.inf,    # nats per token that are surprising whatever the spread
 ) -> tuple[float, float]:       # nats per token won by the real text, in the best third; spread over changes
     "Measure what a predictor knows of this text before it has read it."
     last = max(i for i, cut in enumerate(base.cuts) if cut <= max(length, base.cuts[1]))
@@ -335,17 +336,18 @@ def foreknowledge(
         won = np.array(others) - real
         thirds = np.array_split(won, 3, axis=1) if won.shape[1] >= 96 else [won]
         found = [(float(part.mean()), float(part.mean(1).std(ddof=1))) for part in [won, *thirds]]
-        gain, spread = max(found, key=lambda pair: (surprising(*pair), pair[0]))
-        if not surprising(gain, spread): break
+        gain, spread = max(found, key=lambda pair: (surprising(*pair, large), pair[0]))
+        if not surprising(gain, spread, large): break
     return gain, spread
 
 
 def surprising(
     gain: float,                # nats per token, as of `foreknowledge`
     spread: float,
+    large: float = math.inf,    # a gain that no noise explains, but one of half its size
 ) -> bool:                      # NaN is, too
     "Tell whether a predictor knows more in advance than chance allows."
-    return not gain <= max(.1, 5*spread)
+    return not gain <= max(.1, 5*spread) or gain > max(large, 2*spread)
 
 # %% ../../nbs/audit/05_probes.ipynb #cf95d699
 class Swapper:

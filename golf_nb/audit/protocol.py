@@ -207,9 +207,10 @@ def _order_row(case: Case, explained: str) -> Row:
     "C1: does it know in what order this text comes?"
     block = max(min(_BLOCK, (len(case.stream) - case.cuts[0])//6), 2)
     def shuffle(): return shuffled(case.stream, case.rng, block)
-    gain, spread = foreknowledge(case.party, case.base, shuffle, case.kind)
-    knows = surprising(gain, spread)
-    wrong = knows and gain > _ORDER*math.log(case.stream.vocab)
+    large = _ORDER*math.log(case.stream.vocab)
+    gain, spread = foreknowledge(case.party, case.base, shuffle, case.kind, large=large)
+    knows = surprising(gain, spread, large)
+    wrong = knows and gain > large
     evidence = f'{gain:.2f} nats a token better than with blocks of {block} tokens in another order'
     evidence += f' (spread {spread:.2f})'
     if wrong: evidence += ': it knows this text, not its language'
@@ -283,7 +284,7 @@ def _declared_row(case: Case, runs: list[Pass]) -> Row:
     results, unasked = [undeclared_effects(case.base, other) for other in runs], 0
     updates = [undeclared_updates(case.base, other) for other in runs]
     inner = case.cuts[1:-1] or case.cuts[:1]
-    for since in {inner[0], inner[-1], *case.rng.permutation(inner)[:2].tolist()}:
+    for since in {inner[0], inner[int(case.rng.integers(len(inner)))]}:
         other, rows = _another_past(case, since)
         results.append(undeclared_effects(case.base, other, rows))
         updates.append(undeclared_updates(case.base, other, since))
