@@ -16,6 +16,7 @@ from zoo import tricks
 from zoo.cheats import CHEATS
 from zoo.honest import HONEST, OTHERS, ROUNDING, Bounded, Counter, History, Pool, Sliding, Uniform
 
+from golf_nb.audit import holdings
 from golf_nb.audit.isolation import Party, import_predictor, make_predictor
 from golf_nb.audit.protocol import audit
 from golf_nb.audit.stream import AuditError, Stream
@@ -371,6 +372,14 @@ def test_a_report_says_what_protected_it_and_what_it_did_not_search():
     assert f'seed {report.facts["seed"]}' in notes
     assert notes.count('not searched') > 3 and report.word == 'found nothing'
     assert report.as_dict()['verdict'] == 'pass' and report.as_dict()['notes'] == report.notes
+
+
+def test_without_the_kernel_the_guard_remains(monkeypatch):
+    monkeypatch.setattr(holdings, '_call', lambda *_: -1)
+    monkeypatch.setattr(holdings, '_leave_network', lambda: False)
+    report = judged(tricks.Opens, tokens=text(0, 40))
+    assert report.failing() == ['C1 isolation'], str(report)
+    assert 'missing here: network, files, system calls' in str(report)
 
 
 def test_audits_side_by_side():
