@@ -341,7 +341,7 @@ def test_a_predictor_that_does_not_answer_is_undecided():
 
 def test_threads_begun_before_the_audit_end_it_in_seconds():
     given = Pool()
-    given.start(None, 32, 9)
+    given.pool = ThreadPoolExecutor(1)
     given.pool.submit(int).result()            # now there is a worker, here and not where it will be asked
     given.start = lambda *facts: Counter.start(given, *facts)
     begin = time.monotonic()

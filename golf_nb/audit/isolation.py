@@ -60,7 +60,8 @@ _real = os.path.realpath
 _PROCESS = re.compile(r'/proc/\d+/(status|stat|statm|cgroup|limits|task/\d+/stat)')   # not mem
 _OUTSIDE = ('socket.', 'subprocess.Popen', 'os.system', 'os.exec',
             'os.posix_spawn', 'os.spawn', 'os.fork', 'pty.',
-            'os.startfile', 'os.getxattr', 'os.listxattr', 'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
+            'os.startfile', 'os.getxattr', 'os.listxattr',
+            'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
 _LISTING = ('os.listdir', 'os.scandir')
 _FORGING = ('code.__new__', 'marshal.loads', 'function.__new__')     # of code that says it is a library's
 _FILING = ('os.rename', 'os.remove', 'os.link', 'os.symlink', 'os.truncate', 'os.mkdir')   # libraries may
