@@ -518,6 +518,7 @@ class Party:
         self._seed, self._rules, self._noted = secrets.randbits(60), _rules_for(given, artifact), []
         self._begun = self._served = 0                    # notes before this run, and its process
         self.copies = True                                # may it be copied?
+        self._gone = PredictorError('the predictor is gone')
         listening, speaking = socket.socketpair()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -545,14 +546,14 @@ class Party:
 
     def begin(self):
         "Let a fresh process begin a run."
-        if not self._pid: raise PredictorError('the predictor is gone')
+        if not self._pid: raise self._gone
         self._begun, self._served = len(self._noted), 0
         _send(self._write, {'op': 'run', 'load': self._libraries})
         self._running = True
 
     def ask(self, op: str, *arrays: np.ndarray, **facts: Any) -> tuple[dict, list[np.ndarray]]:
         "Send one request and wait for its answer."
-        if not self._pid: raise PredictorError('the predictor is gone')
+        if not self._pid: raise self._gone
         try: _send(self._write, {'op': op, **facts}, *arrays)
         except BrokenPipeError: raise PredictorError(f'{op}: nobody is there to answer', 'EOFError') from None
         head, answers = self._answer(op)
@@ -578,7 +579,8 @@ class Party:
             why = f'and no work for {now - since:.0f} s; a thread begun before the audit? give the class'
             if now >= deadline: why = f'in {self.seconds:.0f} s'
             self.close()
-            raise PredictorError(f'{op}: no answer {why}', 'TimeoutError')
+            self._gone = PredictorError(f'{op}: no answer {why}', 'TimeoutError')
+            raise self._gone
         try: return _receive(self._read, deadline)
         except TimeoutError:
             self.close()
