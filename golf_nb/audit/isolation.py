@@ -538,6 +538,7 @@ class Party:
         if ends: self._watch = Watch(struct.unpack('i', ends[0][2])[0], self._rules, self._noted.append)
         try: ready, _ = self._answer('import')
         except PredictorError as error:
+            self.close()
             raise AuditError(f'{self.given}: cannot be imported: {error}') from None
         self.protections, self._imported = ready['protections'], len(self._noted)
         if not ready['why']: return
