@@ -18,50 +18,64 @@ import math
 import os
 import random
 import re
+import secrets
 import select
 import signal
+import socket
 import struct
 import sys
 import tempfile
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .holdings import INSTALLED, channels, found_in, holdings, rare_stretches
-from .stream import STREAMS, AuditError, RowError, Stream, fingerprint
+from golf_nb.audit.holdings import (
+    CODE,
+    INSTALLED,
+    MACHINE,
+    Given,
+    Severed,
+    Watch,
+    chance_of_likeness,
+    channels,
+    enclose,
+    found_in,
+    holdings,
+    put_decoys,
+    rare_stretches,
+    regions,
+    shared,
+)
+
+from .stream import STREAMS, AuditError, RowError, Stream, decoy, fingerprint
 
 # %% ../../nbs/audit/04_isolation.ipynb #35e45fc8
-_CODE = ('.py', '.pyc', '.so', '.pyd', '.dll', '.dylib')
-_MACHINE = ('/dev/null', '/dev/urandom', '/dev/random', '/proc/cpuinfo', '/proc/meminfo', '/proc/stat',
-            '/proc/version', '/proc/sys/', '/sys/', '/etc/localtime', '/etc/os-release',
-            '/usr/share/zoneinfo/')
+_real = os.path.realpath
 _PROCESS = re.compile(r'/proc/\d+/(status|stat|statm|cgroup|limits|task/\d+/stat)')   # not mem
 _OUTSIDE = ('socket.', 'subprocess.Popen', 'os.system', 'os.exec',
             'os.posix_spawn', 'os.spawn', 'os.fork', 'pty.',
-            'os.startfile', 'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
+            'os.startfile', 'os.getxattr', 'os.listxattr',
+            'urllib.', 'http.', 'ftplib.', 'smtplib.', 'sqlite3.', 'webbrowser.')
+_LISTING = ('os.listdir', 'os.scandir')
+_FORGING = ('code.__new__', 'marshal.loads', 'function.__new__')     # of code that says it is a library's
 _FILING = ('os.rename', 'os.remove', 'os.link', 'os.symlink', 'os.truncate', 'os.mkdir')   # libraries may
 _DIGGING = ('gc.get_', 'sys._getframe', 'sys._current_', 'sys.settrace', 'sys.setprofile', 'sys.monitoring',
             'ctypes.')
 _ATTRIBUTES = {'object.__getattr__': ('tb_frame', 'gi_frame', 'cr_frame', 'ag_frame'),
                'object.__setattr__': ('__code__', '__defaults__', '__kwdefaults__')}
+_IMPORTING = str(Path(importlib.__file__).parent)
 _FILES = ('inspect.py', 'traceback.py')   # only pass on what their caller asks for
 _ZIPS = tuple(path for path in sys.path if path.endswith('.zip'))   # of the library; need not be there
-_real = os.path.realpath
+
 
 # %% ../../nbs/audit/04_isolation.ipynb #f9ef3772
-def _is_loaded_source(path: str) -> bool:
-    "Is this the source of a loaded module? Tracebacks read those."
-    files = (getattr(module, '__file__', None) for module in list(sys.modules.values()))
-    return any(_real(file) == path for file in files if isinstance(file, str))
-
-
-def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None, importing: bool = False) -> bool:
+def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None, code: Collection[str] = ()) -> bool:
     "May a predictor open this?"
     if isinstance(path, int): return True            # a descriptor that is open already
     writes = any(c in str(mode or '') for c in 'wax+')
@@ -70,9 +84,9 @@ def _may_open(path: Any, mode: Any, flags: Any, artifact: str | None, importing:
     if full == '/dev/null': return True
     if writes: return False
     if artifact and (full == artifact or full.startswith(artifact + os.sep)): return True
-    code = full.endswith(_CODE) and (importing or full.startswith(INSTALLED) or _is_loaded_source(full))
-    code = code or full in _ZIPS or (full.startswith(INSTALLED) and '.dist-info' + os.sep in full)
-    return code or full.startswith(_MACHINE) or _PROCESS.fullmatch(full) is not None
+    known = full in code or (full.endswith(CODE) and full.startswith(INSTALLED))
+    known = known or full in _ZIPS or (full.startswith(INSTALLED) and '.dist-info' + os.sep in full)
+    return known or full.startswith(MACHINE) or _PROCESS.fullmatch(full) is not None
 
 # %% ../../nbs/audit/04_isolation.ipynb #014551a7
 def _callers() -> Iterator[types.CodeType]:
@@ -84,6 +98,9 @@ def _callers() -> Iterator[types.CodeType]:
         if '<@' not in name and os.sep + 'jaxtyping' + os.sep not in name: yield frame.f_code
 
 
+_PRINTING = ('format', 'print', 'extract', '_', 'from_')   # functions of `traceback` that give no frame away
+
+
 def _is_own(code: types.CodeType) -> bool:
     "Is this the predictor's own code, and no library's?"
     return not _real(code.co_filename).startswith(INSTALLED) and not code.co_filename.startswith('<frozen')
@@ -91,33 +108,42 @@ def _is_own(code: types.CodeType) -> bool:
 
 def _asks_itself(event: str = '') -> bool:
     "Does the predictor's own code, and no library, ask for the audited operation?"
+    passed = ''
     for code in _callers():
-        passing = code.co_name.startswith('walk_') if event.startswith('object.') else True
-        if not (passing and code.co_filename.endswith(_FILES)): return _is_own(code)
-    return False
+        if code.co_filename.endswith(_FILES): passed = code.co_filename + ':' + code.co_name
+        else: break
+    else: return False
+    printing = passed.rpartition(':')[2].startswith(_PRINTING) and 'traceback.py' in passed
+    return _is_own(code) and not (event.startswith('object.') and printing)
 
 
-def _in_import() -> bool:
-    "Is a library doing this while it is imported?"
+def _in_import(least: int = 1) -> bool:
+    "Is a library doing this while it is imported? With 0: or is it the import itself?"
     codes = list(itertools.takewhile(lambda code: not _is_own(code), _callers()))
-    return any(code.co_filename.startswith('<frozen importlib') for code in codes[1:])
+    return any(code.co_filename.startswith(('<frozen importlib', _IMPORTING)) for code in codes[least:])
 
 
 def _contents() -> list[tuple[Mapping, str, Any]]:
-    "List what the auditor's modules and classes are made of: where, name, and value."
+    "List what the auditor's modules and classes, and `os`, are made of: where, name, and value."
     modules = [module for name, module in list(sys.modules.items())
                if name == __name__ or name.startswith('golf_nb.audit')]
     kinds = [kind for module in modules for kind in vars(module).values()
              if isinstance(kind, type) and kind.__module__ == module.__name__]
+    modules += [os, os.path]                     # the rules are made with these
     return [(space, name, value) for space in map(vars, [*modules, *kinds])
             for name, value in list(space.items()) if callable(value) or isinstance(value, tuple)]
 
 # %% ../../nbs/audit/04_isolation.ipynb #da72d2ed
 class Guard:
     "The limits of a predictor's process: an audit hook that cannot be removed."
-    def __init__(self, artifact: str | None = None):
-        self.artifact, self.refusals, self.busy, self.importing = artifact, [], set(), False
-        self.contents = _contents()
+    def __init__(self, given: Given):
+        self.given, self.refusals, self.busy, self.importing = given, [], set(), False
+        self.contents, self.loaded = _contents(), self.sources()
+
+    def sources(self) -> frozenset[str]:
+        "Sources of loaded modules, which tracebacks show."
+        files = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
+        return frozenset(_real(file) for file in files if isinstance(file, str)) & self.given.files
 
     def refuse(self, what: str):
         "Record a forbidden operation, and refuse it."
@@ -127,7 +153,8 @@ class Guard:
     def hook(self, event: str, args: tuple):
         "Called by Python at each auditable event."
         me = _thread.get_ident()
-        known = event == 'open' or event.startswith(_OUTSIDE + _DIGGING + _FILING) or event in _ATTRIBUTES
+        known = event in ('open', 'compile') or event in _ATTRIBUTES
+        known = known or event.startswith(_OUTSIDE + _DIGGING + _FILING + _LISTING + _FORGING)
         if not known or me in self.busy: return
         self.busy.add(me)
         try: bad = (event == 'open' and self.changed()) or self.judge(event, args)
@@ -138,9 +165,19 @@ class Guard:
         "Say what is wrong with an event; '' if nothing."
         if event in _ATTRIBUTES:
             return f'{event} {args[1]}' if args[1] in _ATTRIBUTES[event] and _asks_itself(event) else ''
-        if event.startswith(_DIGGING + _FILING): return event if _asks_itself() else ''
+        if event.startswith(_DIGGING + _FILING + _FORGING): return event if _asks_itself() else ''
+        if event == 'compile':
+            name = os.fsdecode(args[1]) if isinstance(args[1], str | bytes) else ''
+            forged = (_real(name) + os.sep).startswith(INSTALLED) or name.startswith('<frozen')
+            return f'compile as {name}' if forged and _asks_itself() else ''
+        if event.startswith(_LISTING):
+            place = os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else os.curdir
+            code = _real(place) in self.given.folders and (self.importing or _in_import())
+            if isinstance(args[0], int) or code or self.given.allows(_real(place)): return ''
+            event = f'{event} {place}'
         if event == 'open':
-            if _may_open(*args[:3], self.artifact, self.importing): return ''
+            code = self.given.files if self.importing or _in_import(0) else self.loaded
+            if _may_open(*args[:3], self.given.artifact, code): return ''
             event = f'open {args[0]}'
         if not _in_import(): return event
         if event.startswith('open ') and _real(os.fsdecode(args[0])).startswith(INSTALLED): return ''
@@ -197,7 +234,7 @@ def make_predictor(
 ) -> Any:              # has `start`, `score`, `reveal`, `state`
     "Turn what the auditor was given into a predictor."
     made = given
-    if hasattr(given, 'why'): raise given.why         # it could not be imported
+    if isinstance(given, AuditError): raise given     # it could not be imported
     if isinstance(given, type) or not (hasattr(given, 'score') and hasattr(given, 'reveal')):
         if not callable(given): raise AuditError(f'predictor: {type(given).__name__} has no score and reveal')
         made = given()
@@ -214,13 +251,16 @@ def import_predictor(
     place, _, attribute = name.rpartition(':')
     try:
         if place.endswith('.py'):
+            sys.path.insert(0, str(Path(place).absolute().parent))        # its neighbours
             found = importlib.util.spec_from_file_location(Path(place).stem, place)
             module = sys.modules[found.name] = importlib.util.module_from_spec(found)
             found.loader.exec_module(module)
         else: module = importlib.import_module(place)
         return getattr(module, attribute)
-    except (ImportError, OSError, AttributeError, ValueError) as error:
-        raise AuditError(f'{name}: cannot be imported: {error}; give module:function') from None
+    except BaseException as error:            # a module may raise anything, SystemExit too
+        if isinstance(error, KeyboardInterrupt): raise
+        why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise AuditError(f'{name}: cannot be imported: {why}; give module:Class or file.py:Class') from None
 
 
 def _rows_of(answer: Any) -> np.ndarray:
@@ -270,7 +310,7 @@ class Server:
     def answer(self, head, arrays):
         "Answer one request; an exception of the predictor becomes one line."
         try:
-            if head['op'] != 'probe': return getattr(self, head['op'])(head, arrays)
+            if head['op'] not in ('probe', 'ask'): return getattr(self, head['op'])(head, arrays)
             return {}, [_rows_of(self.predictor.score(head['lo'], hi, self.kind(ids)))
                         for hi, ids in zip(head['his'], arrays, strict=True)]
         except BaseException as error:   # SystemExit too: the predictor must not end its process
@@ -282,14 +322,14 @@ class Server:
 _TORCH_SEED = 67280421310721   # torch's seed in a fresh process
 
 
-def _forget_parent(read: int, write: int):
+def _forget_parent(seed: int, *open_files: int):
     "Make a forked process forget its parent: tokens, files, threads, random numbers."
     os.setpgid(0, 0)                          # its own group, to be ended with all that it forked
-    for stream in list(STREAMS): stream.wipe()
+    put_decoys(STREAMS, seed)
     tempfile.gettempdir()                     # writes once to find it; libraries need it when imported
     quiet = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2): os.dup2(quiet, fd)
-    kept = sorted({0, 1, 2, read, write})
+    kept = sorted({0, 1, 2, *open_files})
     for below, above in zip(kept, [*kept[1:], 65_536], strict=True): os.closerange(below + 1, above)
     sys.stdout = sys.stderr = os.fdopen(1, 'w', closefd=False)
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_DFL)
@@ -356,14 +396,14 @@ def _audit_opens():
         setattr(owner, name, staticmethod(audited) if isinstance(owner, type) else audited)
 
 # %% ../../nbs/audit/04_isolation.ipynb #19beb5f7
-def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
+def _serve(server: Server, read: int, write: int, sealed: list[Stream], severed: Severed):
     "Answer requests until 'end'."
     known = set(sys.modules)
     _reset_random()
     while True:
         head, arrays = _receive(read)
         if head['op'] == 'end':
-            if changed := server.guard.changed(): server.guard.refusals.append(changed)
+            server.guard.refusals += filter(None, (server.guard.changed(), severed.written()))
             breaches = [line for stream in sealed for line in stream.breaches]
             libraries = [name for name, module in list(sys.modules.items()) if name not in known
                          and str(getattr(module, '__file__', '') or '').startswith(INSTALLED)]
@@ -379,14 +419,19 @@ def _serve(server: Server, read: int, write: int, sealed: list[Stream]):
 def _unpacked(answer): return answer[0], *answer[1]
 
 # %% ../../nbs/audit/04_isolation.ipynb #a0040002
-def _zygote(given: Any, artifact: Any, read: int, write: int):
+def _zygote(party: 'Party', artifact: Any, read: int, write: int, speaker: socket.socket):
     "Fork a process for each run, and report how it ended."
-    _forget_parent(read, write)
+    given = party.given
+    _forget_parent(party._seed, read, write, speaker.fileno())
+    severed = Severed()
     _audit_opens()
-    sealed = list(STREAMS)
-    guard = Guard(_real(artifact) if isinstance(artifact, str | Path) else None)
+    sealed, rules = list(STREAMS), party._rules
+    ready = {'protections': enclose(rules, speaker), 'why': ''}
+    guard = Guard(rules)
     sys.addaudithook(guard.hook)
     if isinstance(given, str): given = _imported(given, guard)
+    if isinstance(given, AuditError) and not guard.refusals: ready['why'] = str(given)
+    _send(write, ready)
     def reply(head, needles):
         _send(write, {'copy': found_in(given, list(zip(head['starts'], needles, strict=True)), 'predictor'),
                       'channel': channels(given)})
@@ -396,20 +441,21 @@ def _zygote(given: Any, artifact: Any, read: int, write: int):
         for name in head.get('load', []):   # imported by an earlier run
             with contextlib.suppress(Exception): importlib.import_module(name)
         if head['op'] == 'search': task = functools.partial(reply, head, arrays)
-        else: task = functools.partial(_serve, Server(given, artifact, guard), read, write, sealed)
+        else: task = functools.partial(_serve, Server(given, artifact, guard), read, write, sealed, severed)
         _, status = os.waitpid(_in_fork(task, guard), 0)
         if head['op'] == 'run' or status: _send(write, {'ended': status})
 
 
 def _imported(name: str, guard: Guard) -> Any:
-    "Import a predictor under the guard; errors surface when it is made."
+    "Import a predictor under the guard; what it is, or why it is none."
     if '' not in sys.path: sys.path.insert(0, '')
     guard.importing = True
     try: return import_predictor(name)
-    except BaseException as error:
-        failure = AuditError(f'{type(error).__name__}: {error}'[:300])
-        return types.SimpleNamespace(score=None, reveal=None, why=failure)
-    finally: guard.importing = False
+    except AuditError as error: return error
+    finally:
+        guard.importing = False
+        guard.loaded = guard.sources()
+
 
 # %% ../../nbs/audit/04_isolation.ipynb #ea81de6c
 class PredictorError(AuditError):
@@ -418,11 +464,50 @@ class PredictorError(AuditError):
         super().__init__(message)
         self.kind = kind
 
+# %% ../../nbs/audit/04_isolation.ipynb #f677a41c
+_IDLE = 4.             # seconds without work after which nobody will answer
+
+
+def _family(
+    pid: int,
+) -> list[list[int]]:     # its children, their children, and so on
+    "List the processes that a process has begun."
+    levels, level = [], [pid]
+    while level:
+        levels.append(level)
+        level = [int(child) for one in level for thread in _threads(one)
+                 for child in _told(f'/proc/{one}/task/{thread}/children').split()]
+    return levels
+
+
+def _threads(pid: int) -> list[str]:
+    try: return os.listdir(f'/proc/{pid}/task')
+    except OSError: return []
+
+
+def _told(file: str) -> str:
+    "What the system tells of a process that may be gone."
+    try:
+        with open(file) as told: return told.read()
+    except OSError: return ''
+
+
+def _work(family: list[list[int]]) -> float:
+    "How much the processes of a family have worked, in ticks; always more while one of them is busy."
+    ticks = 0.
+    for pid in itertools.chain(*family):
+        for thread in _threads(pid):
+            told = _told(f'/proc/{pid}/task/{thread}/stat').rpartition(') ')[2].split()
+            if not told: continue
+            state, *numbers = told
+            ticks += int(numbers[10]) + int(numbers[11]) + (time.monotonic() if state in 'RD' else 0)
+    return ticks
+
 # %% ../../nbs/audit/04_isolation.ipynb #60e1dd8f
 class Party:
     "A predictor in a process of its own."
     def __init__(self,
-        given: Any,              # a predictor, its class, or a function that makes one
+        given: Any,              # a predictor, its class, or a function that makes one; or its name
         artifact: Any = None,    # what `start` gets: a path, bytes, or None
         seconds: float = 600.,   # for each answer
     ):
@@ -430,38 +515,102 @@ class Party:
         there_read, self._write = os.pipe()
         self._read, there_write = os.pipe()
         self.seconds, self.given, self._running, self._libraries = seconds, given, False, []
+        self._seed, self._rules, self._noted = secrets.randbits(60), _rules_for(given, artifact), []
+        self._begun = self._served = 0                    # notes before this run, and its process
+        self.copies = True                                # may it be copied?
+        self._gone = PredictorError('the predictor is gone')
+        listening, speaking = socket.socketpair()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             sys.stdout.flush()
             self._pid = os.fork()
         if not self._pid:
-            try: _zygote(given, artifact, there_read, there_write)
+            try: _zygote(self, artifact, there_read, there_write, speaking)
             finally: os._exit(0)
-        os.close(there_read)
-        os.close(there_write)
+        for end in (there_read, there_write): os.close(end)
+        speaking.close()
+        self._meet(listening)
+
+    def _meet(self, listening: socket.socket):
+        "Take the end of the filter, and wait until the predictor is imported."
+        with listening: _, ends, *_ = listening.recvmsg(1, socket.CMSG_SPACE(4))
+        self._watch = None
+        if ends: self._watch = Watch(struct.unpack('i', ends[0][2])[0], self._rules, self._noted.append)
+        try: ready, _ = self._answer('import')
+        except PredictorError as error:
+            self.close()
+            raise AuditError(f'{self.given}: cannot be imported: {error}') from None
+        self.protections, self._imported = ready['protections'], len(self._noted)
+        if not ready['why']: return
+        self.close()
+        raise AuditError(ready['why'])
 
     def begin(self):
         "Let a fresh process begin a run."
-        if not self._pid: raise PredictorError('the predictor is gone')
+        if not self._pid: raise self._gone
+        self._begun, self._served = len(self._noted), 0
         _send(self._write, {'op': 'run', 'load': self._libraries})
         self._running = True
 
     def ask(self, op: str, *arrays: np.ndarray, **facts: Any) -> tuple[dict, list[np.ndarray]]:
         "Send one request and wait for its answer."
-        if not self._pid: raise PredictorError('the predictor is gone')
+        if not self._pid: raise self._gone
         try: _send(self._write, {'op': op, **facts}, *arrays)
         except BrokenPipeError: raise PredictorError(f'{op}: nobody is there to answer', 'EOFError') from None
-        try: head, answers = _receive(self._read, time.monotonic() + self.seconds)
-        except TimeoutError:
-            self.close()
-            raise PredictorError(f'{op}: no answer in {self.seconds:.0f} s', 'TimeoutError') from None
-        except EOFError:
-            raise PredictorError(f'{op}: the process of the predictor ended', 'EOFError') from None
+        head, answers = self._answer(op)
         if 'ended' in head:
             self._running = False
             raise PredictorError(f'{op}: the process of the predictor ended ({head["ended"]})', 'EOFError')
         if 'error' in head: raise PredictorError(head['error'], head['kind'])
+        if op in ('start', 'reveal'): self._look()
         return head, answers
+
+    def _answer(self, op: str) -> tuple[dict, list[np.ndarray]]:
+        "Wait for an answer, as long as somebody works on it."
+        work, since, deadline = -1., time.monotonic(), time.monotonic() + self.seconds
+        while not select.select([self._read], [], [], .5)[0]:
+            family, now = _family(self._pid), time.monotonic()
+            if (done := _work(family)) != work or not done: work, since = done, now
+            if now < deadline and now - since < _IDLE: continue
+            if now < deadline and len(family) > 2:           # a copy of the predictor waits, not itself
+                self.copies = False
+                for pid in itertools.chain(*family[2:]): os.kill(pid, signal.SIGKILL)
+                deadline, since = now + self.seconds, now
+                continue
+            why = f'and no work for {now - since:.0f} s; a thread begun before the audit? give the class'
+            if now >= deadline: why = f'in {self.seconds:.0f} s'
+            self.close()
+            self._gone = PredictorError(f'{op}: no answer {why}', 'TimeoutError')
+            raise self._gone
+        try: return _receive(self._read, deadline)
+        except TimeoutError:
+            self.close()
+            raise PredictorError(f'{op}: half an answer', 'TimeoutError') from None
+        except EOFError:
+            raise PredictorError(f'{op}: the process of the predictor ended', 'EOFError') from None
+
+    @property
+    def forkable(self) -> bool:
+        "May the process of the run be copied? Not with threads of its own: a copy would not have them."
+        if self.copies and self._pid: self.copies = len(_threads(self._server())) <= 2
+        return self.copies
+
+    def _server(self) -> int:
+        "The process of this run; 0 if the system does not tell."
+        if not self._served: self._served = next(iter(_family(self._pid)[1:2]), [0])[0]
+        return self._served
+
+    def _look(self):
+        "Note memory and pipes by which processes of the predictor could talk."
+        pid = self._server()
+        if not pid: return
+        memory = shared(regions(pid)) if ' rw-s ' in _told(f'/proc/{pid}/maps') else []
+        found = [f'{r.end - r.start:,} bytes of memory that its processes share' for r in memory]
+        with contextlib.suppress(OSError):
+            links = [os.readlink(f'/proc/{pid}/fd/{end}') for end in os.listdir(f'/proc/{pid}/fd')]
+            open_ends = [link for link in links if link.startswith(('pipe:', 'socket:', '/memfd:'))]
+            found += [f'a {link.strip("/").partition(":")[0]}' for link in open_ends[2:]]
+        self._noted += [line for line in found if line not in self._noted[self._begun:]]
 
     def search(self, stream: Stream) -> tuple[str, str]:
         "Find a copy of the text, or a hidden channel; a named predictor is searched in its own process."
@@ -471,13 +620,20 @@ class Party:
         except PredictorError: return '', ''
         return found['copy'], found['channel']
 
+    def believes(self, rows: Mapping[int, np.ndarray], stream: Stream) -> float:
+        "By what chance rows could fit the decoy that lay where the text was."
+        return chance_of_likeness(rows, decoy(self._seed, len(stream), stream.vocab))
+
     def end(self) -> dict:
-        "Finish a run; returns what the guard recorded."
-        if not self._running: return {}
-        facts, _ = self.ask('end')
-        self._libraries = facts.pop('libraries', self._libraries)
-        _receive(self._read, time.monotonic() + self.seconds)   # 'ended'
-        return facts
+        "Finish a run; returns what the guard recorded, and what the kernel reported."
+        facts = {'refusals': []}
+        try:
+            if self._running: facts, _ = self.ask('end')
+            self._libraries = facts.pop('libraries', self._libraries)
+            if self._running: _receive(self._read, time.monotonic() + self.seconds)   # 'ended'
+        except PredictorError: pass                     # it is gone; what was noted before remains
+        noted = self._noted[:self._imported] + self._noted[self._begun:]
+        return facts | {'refusals': facts['refusals'] + noted}
 
     def close(self):
         "End the process."
@@ -491,7 +647,19 @@ class Party:
         if not ended: os.waitpid(self._pid, 0)
         os.close(self._read)
         self._pid = 0
+        if self._watch: self._watch.thread.join(10)
 
     def __enter__(self) -> 'Party': return self
 
     def __exit__(self, *_): self.close()
+
+
+def _rules_for(given: Any, artifact: Any) -> Given:
+    "What the process of a predictor may read; a file's neighbours are its code."
+    place = given.rpartition(':')[0] if isinstance(given, str) else ''
+    if not place.endswith('.py'): return Given.to(artifact)
+    folder = str(Path(place).absolute().parent)
+    sys.path.insert(0, folder)
+    try: return Given.to(artifact)
+    finally: sys.path.remove(folder)
+

@@ -26,12 +26,18 @@ class Report:
     "The rows of an audit, and its verdict."
     rows: list[Row]
     facts: dict = field(default_factory=dict)      # numbers on the side: bpb, tokens, seconds
+    notes: list[str] = field(default_factory=list)   # what was protected, and what was not searched
 
     @property
     def verdict(self) -> str:
         "The worst of all rows; with no rows, nothing was decided."
         worst = [name for name in VERDICTS if name in {row.verdict for row in self.rows}]
         return worst[-1] if worst else 'undecided'
+
+    @property
+    def word(self) -> str:
+        "The verdict in print: nothing was found, which proves nothing."
+        return 'found nothing' if self.verdict == 'pass' else self.verdict
 
     @property
     def exit_code(self) -> int:
@@ -42,12 +48,14 @@ class Report:
 
     def as_dict(self) -> dict:
         "For JSON."
-        return {'verdict': self.verdict, 'rows': [row._asdict() for row in self.rows], **self.facts}
+        rows = [row._asdict() for row in self.rows]
+        return {'verdict': self.verdict, 'word': self.word, 'rows': rows, 'notes': self.notes, **self.facts}
 
     def __str__(self) -> str:
         wide = max((len(row.check) for row in self.rows), default=0)
         marks = {'pass': 'pass', 'fail': 'FAIL', 'undecided': '?   '}
-        return '\n'.join(f'{marks[row.verdict]}  {row.check:{wide}}  {row.evidence}' for row in self.rows)
+        rows = [f'{marks[row.verdict]}  {row.check:{wide}}  {row.evidence}' for row in self.rows]
+        return '\n'.join(rows + [f'note  {note}' for note in self.notes])
 
 # %% ../../nbs/audit/00_verdict.ipynb #a0000002
 def verdict_of(wrong: bool, known: bool = True) -> str:
