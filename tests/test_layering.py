@@ -152,8 +152,8 @@ def small_book(tmp_path):
              '02_runs': 'from golf_nb.kernels.fast import Y',
              'kernels/00_fast': 'from golf_nb.low import X as Y',
              'audit/00_verdict': 'from golf_nb.high import X',
-             'audit/21_init': 'from golf_nb.audit.verdict import X',
-             'audit/22_main': 'from golf_nb.audit.verdict import X\ndef main(): return X'}
+             'audit/01_init': 'from golf_nb.audit.verdict import X',
+             'audit/02_main': 'from golf_nb.audit.verdict import X\ndef main(): return X'}
     for name, code in pages.items():
         path = nbs/f'{name}.ipynb'
         write_notebook(path, f'#| default_exp {module_of(path)}', f'#| export\n{code}')
@@ -189,7 +189,7 @@ def test_a_layered_book_passes(guard, small_book):
     (circles, 'golf_nb/low.py',
      'import importlib\ndef f(): return importlib.import_module(".high", __package__)'),
     (imports_of_a_command, 'golf_nb/audit/__init__.py', '# %%\nfrom .__main__ import main'),
-    (imports_of_a_command, 'nbs/experiments/../audit/21_init.ipynb', 'import golf_nb.audit.__main__'),
+    (imports_of_a_command, 'nbs/experiments/../audit/01_init.ipynb', 'import golf_nb.audit.__main__'),
     (hidden_imports, 'golf_nb/high.py',
      'import importlib\ndef f(x): return importlib.import_module(f"golf_nb.{x}")'),
     (star_imports, 'nbs/01_high.ipynb', 'from golf_nb.low import *'),

@@ -28,7 +28,9 @@ def _audit_named(chosen: argparse.Namespace, console: Console) -> Report:
           Heard(phase, chosen.target, chosen.artifact) as party):
         data = get_dataset(chosen.data, chosen.vocab)
         stream = Stream(data.val_tokens()[:chosen.tokens].astype(np.int64), data.byte_table)
-        return audit(party, stream, tokenizer=data.tokenizer, seed=chosen.seed)
+        claimed = None if chosen.claimed is None else {'bpb': chosen.claimed}
+        return audit(party, stream, tokenizer=data.tokenizer, claimed=claimed, explained=chosen.explained,
+                     seed=chosen.seed)
 
 
 def _keep(report: Report, path: Path) -> str:
@@ -40,7 +42,7 @@ def _keep(report: Report, path: Path) -> str:
 
 def main(
     arguments: list[str] | None = None,   # None: those of the command line
-) -> int:                                 # 0: all passed, 1: something failed, 2: undecided, or not started
+) -> int:                                 # 0: found nothing, 1: findings, 2: undecided, or not started
     "Audit a run, a submission, or a predictor."
     parser = argparse.ArgumentParser(prog='python -m golf_nb.audit', description=main.__doc__)
     parser.add_argument('target',
@@ -51,7 +53,12 @@ def main(
     parser.add_argument('--vocab', type=int, default=1024, help='size of the vocabulary (predictors)')
     parser.add_argument('--tokens', type=int, default=1000, help='how many to score (predictors)')
     parser.add_argument('--artifact', type=Path, help="file for the predictor's start()")
-    parser.add_argument('--seed', type=int, default=0, help='seed of chunks and changes (predictors)')
+    parser.add_argument('--claimed', type=float, metavar='BPB', help='the score that is claimed (predictors)')
+    parser.add_argument('--explained', default='', metavar='WHERE',
+                        help='where log and code of its training are (predictors)')
+    parser.add_argument('--seed', type=int, help='of chunks and changes; default: drawn, and told (predictors)')
+    parser.add_argument('--track', choices=['10 minutes', 'unlimited'],
+                        help='limits of a submission; default: what it says (folders)')
     parser.add_argument('--quiet', action='store_true', help='show no progress')
     chosen = parser.parse_args(arguments)
     folder, console, failure = Path(chosen.target), Console(chosen.quiet, sys.stderr), ''
@@ -59,11 +66,11 @@ def main(
         try:
             if ':' in chosen.target and not folder.exists(): report = _audit_named(chosen, console)
             else:
-                report = audit_folder(folder, chosen.seconds, not chosen.no_protocol, console)
+                report = audit_folder(folder, chosen.seconds, not chosen.no_protocol, console, chosen.track)
                 failure = _keep(report, folder/'audit.json')
         except (ValueError, OSError) as error: parser.exit(2, f'error: {in_one_line(error)}\n')
     print(report)
     verdicts = [row.verdict for row in report.rows]
-    print(f'{report.verdict}: ' + ', '.join(f'{verdicts.count(v)} {v}' for v in VERDICTS))
+    print(f'{report.word}: ' + ', '.join(f'{verdicts.count(v)} {v}' for v in VERDICTS))
     if failure: parser.exit(2, f'error: {failure}\n')
     return report.exit_code
