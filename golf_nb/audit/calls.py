@@ -39,7 +39,7 @@ from golf_nb.audit.walk import (
     is_parameter,
 )
 
-# %% ../../nbs/audit/13_calls.ipynb #641f67be
+# %% ../../nbs/audit/13_calls.ipynb #63102a14
 _LOSSES = ('cross_entropy', 'nll_loss', 'CrossEntropyLoss', 'NLLLoss', 'binary_cross_entropy',
            'softmax_cross_entropy_with_integer_labels', 'linear_cross_entropy')
 _SIZES = ('len', 'numel', 'size', 'dim', 'ndimension', 'element_size', 'stride', 'nelement',
@@ -156,7 +156,8 @@ class Calls(Choices):
         key = (function.node, tuple(map(_seen, given)), tuple((k, _seen(v)) for k,
                                                               v in sorted(words.items())))
         if function.owner and function.owner.module and given and not self.in_model(self.path):
-            text = [v for v in [*given[1:], *words.values()] if held(v).has('val') and not held(v).has('score')]
+            text = [v for v in [*given[1:], *words.values()] if held(v).has('val')
+                    and not held(v).has('score')]
             by = self.models_of([], words) | frozenset(t for t in given[0].things if isinstance(t, Thing))
             if text: self.note('run', node, replace(text[0], by=by | self.models_of(given[1:], {})))
         if key in self.models and not self.in_model(self.path):

@@ -56,7 +56,7 @@ def main(
     parser.add_argument('--claimed', type=float, metavar='BPB', help='the score that is claimed (predictors)')
     parser.add_argument('--explained', default='', metavar='WHERE',
                         help='where log and code of its training are (predictors)')
-    parser.add_argument('--seed', type=int, help='of chunks and changes; default: drawn, and told (predictors)')
+    parser.add_argument('--seed', type=int, help='of chunks and changes; default: drawn (predictors)')
     parser.add_argument('--track', choices=['10 minutes', 'unlimited'],
                         help='limits of a submission; default: what it says (folders)')
     parser.add_argument('--quiet', action='store_true', help='show no progress')
