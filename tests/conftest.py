@@ -1,5 +1,6 @@
 "What all tests share."
 import os
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +10,10 @@ from forked import cpu_seconds
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# A shell lets a command in its background ignore Ctrl-C, and tests are about just that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first call of anything in torch is slow. In CI the examples are the same at each run.
 settings.register_profile('all', deadline=None, derandomize='CI' in os.environ)
