@@ -7,7 +7,6 @@ __all__ = ['MAGIC', 'MAX_FILE', 'MAX_HEADER', 'MAX_ELEMENTS', 'STEPS_CODEC', 'CO
            'MARGIN', 'save', 'read_header', 'load', 'ledger', 'by_group', 'what_fits', 'main']
 
 # %% ../nbs/19_artifact.ipynb #c2414692
-import argparse
 import json
 import math
 import os
@@ -36,7 +35,7 @@ from golf_nb.codecs import (
     stored_bytes,
 )
 
-from .console import run
+from .console import Arguments, run
 from .files import sha256, write_atomically
 from .quant import Codes, Grid
 
@@ -449,7 +448,7 @@ def _printed(table: list[dict]) -> str:
 
 def main() -> int:   # exit status: 1 over the cap
     "Print the byte ledger of an artifact."
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.artifact',
+    parser = Arguments(prog='python -m golf_nb.artifact',
                                      description='Print where the bytes of an artifact go.')
     parser.add_argument('file', type=Path, help='an artifact, e.g. runs/tiny-1337/model.golf')
     parser.add_argument('--cap', type=int, default=16_000_000,

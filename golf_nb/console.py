@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EVERY', 'SILENT', 'INTERRUPTED', 'GRACE', 'REMEDIES', 'clock', 'Phase', 'is_terminal', 'Console', 'kept', 'at_once',
-           'first', 'in_one_line', 'run', 'take_over', 'is_command']
+           'first', 'in_one_line', 'run', 'Arguments', 'take_over', 'is_command']
 
 # %% ../nbs/04_console.ipynb #4ac318dc
+import argparse
 import codecs
 import errno
 import importlib.util
@@ -270,6 +271,12 @@ def run(
     _kept.append('all was done, and is kept')
     _abrupt[0] = True
     sys.exit(status)
+
+# %% ../nbs/04_console.ipynb #3c5b0393
+class Arguments(argparse.ArgumentParser):
+    "A parser of command lines whose complaints are one line."
+    def error(self, message: str):
+        self.exit(2, f'error: {message}; {self.prog} --help explains\n')
 
 # %% ../nbs/04_console.ipynb #f65f7c0c
 def _excepthook(kind: type[BaseException], error: BaseException, trace: Any):

@@ -8,7 +8,6 @@ __all__ = ['VOCAB', 'Dataset', 'cache_folder', 'resolved_source', 'get_dataset',
            'folder_corpus', 'overlap', 'read_shard', 'sotu', 'write_shard']
 
 # %% ../nbs/09_data.ipynb #b3482eb9
-import argparse
 import json
 import lzma
 import os
@@ -48,7 +47,7 @@ from golf_nb.tokenizer import (
     train_tokenizer,
 )
 
-from .console import SILENT, Console, kept, run
+from .console import SILENT, Arguments, Console, kept, run
 from .corpus import Corpus, DataError, Document, folder_corpus, overlap, read_corpus, sotu
 from .files import locked, sha256, write_atomically
 
@@ -521,7 +520,7 @@ def describe(
 def main() -> int:                # exit status
     "Say what a run would read, or download public shards."
     purpose = 'Say what a run would read. To download public shards: python -m golf_nb.data fineweb 1024'
-    shell = argparse.ArgumentParser(prog='python -m golf_nb.data', description=purpose)
+    shell = Arguments(prog='python -m golf_nb.data', description=purpose)
     shell.add_argument('source', help="'sotu', a text, a folder of texts, tables or shards, as --data.source")
     if sys.argv[1:2] == ['fineweb'] and not Path('fineweb').exists():
         shell.add_argument('vocab', type=int, nargs='?', default=VOCAB, help='pieces of the tokenizer')

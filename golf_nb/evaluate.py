@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from .console import SILENT, Console, in_one_line, kept, run
+from .console import SILENT, Arguments, Console, in_one_line, kept, run
 from .presets import check_finished, load_config
 
 # %% ../nbs/21_evaluate.ipynb #9912dcd5
@@ -33,7 +33,7 @@ def read_command(
 ) -> argparse.Namespace:                  # folder, source, json, quiet
     "Read the command line, and refuse what cannot be scored."
     purpose = 'Score the artifact of a finished run on its validation text; the run keeps the scores.'
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.evaluate', description=purpose)
+    parser = Arguments(prog='python -m golf_nb.evaluate', description=purpose)
     parser.add_argument('folder', type=Path, metavar='RUN', help='a run directory, e.g. runs/tiny-1337')
     parser.add_argument('--source', '--data.source', metavar='PATH',
                         help='where the data is now, if it was moved')

@@ -7,13 +7,12 @@ __all__ = ['PACKAGES', 'result_rows', 'summary', 'side_by_side', 'read_report', 
            'draw_ledger', 'draw_schedule', 'draw_run', 'artifact_parts']
 
 # %% ../nbs/23_report.ipynb #7026d620
-import argparse
 import json
 import shlex
 from pathlib import Path
 
 from .config import ConfigError
-from .console import run
+from .console import Arguments, run
 from .presets import check_finished
 
 # %% ../nbs/23_report.ipynb #db7b9f45
@@ -93,7 +92,7 @@ def main(
     arguments: list[str] | None = None,   # None: those of the program
 ) -> int:                                 # exit status
     "Print the results of finished runs."
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.report', description=main.__doc__)
+    parser = Arguments(prog='python -m golf_nb.report', description=main.__doc__)
     parser.add_argument('folders', type=Path, nargs='+', metavar='RUN',
                         help='a run directory, e.g. runs/tiny-1337; several are shown side by side')
     folders = parser.parse_args(arguments).folders

@@ -617,9 +617,9 @@ def train(
 ) -> dict | None:                     # the report, on the first process; None elsewhere
     "Train, quantize, score, and report one model."
     config = resolve_config(located(config), process)
-    _introduce(config, folder, process, console)
     if again: check_texts(folder, config)
     dataset = open_data(config, console)
+    _introduce(config, folder, process, console)
     for note in dataset.notes: console.say(f'note: {note}')
     if process.first and (folder/'checkpoint').exists() and not again:
         raise TrainingError(f'{folder} holds a run already: choose another --out, or {go_on(folder)}')

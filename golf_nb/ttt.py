@@ -8,9 +8,12 @@ __all__ = ['NEEDED', 'Command', 'read_scores', 'read_command', 'Chunk', 'chunks'
            'ValidationTraining', 'train_on_validation', 'score_run', 'main']
 
 # %% ../nbs/22_ttt.ipynb #ea589773
+import io
 import json
+import re
 import shlex
 import sys
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +55,19 @@ def read_scores(
     return scores
 
 
+def _parsed(default: Command, words: list[str]) -> Command:
+    "Let tyro read the command line; its boxes become one line."
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return tyro.cli(Command, args=words, default=default, prog='python -m golf_nb.ttt')
+    except SystemExit as end:
+        if not end.code: raise
+        said = ' '.join(re.sub('[\u2500-\u257f]', ' ', box.getvalue()).split())
+        print(f'error: {said}', file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def read_command(
     arguments: list[str] | None = None,   # None: those of the program
 ) -> Command:
@@ -61,7 +77,7 @@ def read_command(
     try:
         if folder: check_finished(folder, 'model.golf')
         default = Command(folder or Path('RUN'), load_config(folder).ttt if folder else TTTConfig())
-        chosen = tyro.cli(Command, args=words, default=default, prog='python -m golf_nb.ttt')
+        chosen = _parsed(default, words)
         if folder is None: raise ConfigError('which run? python -m golf_nb.ttt RUN [options]')
         if chosen.ttt.update == 'off':
             raise ConfigError(f'{folder}: its configuration has no test-time training (ttt.update is off); '

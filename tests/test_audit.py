@@ -309,6 +309,7 @@ def test_the_clock_of_a_run_runs_on(run_copy):
     assert 'evidence agrees' in report.failing() and 'the clock goes back' in str(report)
 
 
+@pytest.mark.long
 def test_a_score_with_test_time_training_is_made_again(run_copy):
     scores = score_run(run_copy, TTTConfig(update='sgd', chunk=64, lr=.01))
     folders.edit(run_copy/'scores.json', lambda s: s.update(scores))

@@ -253,6 +253,7 @@ def test_an_honest_predictor_that_cannot_be_asked_much_passes(given):
     assert report.verdict == 'pass', str(report)
 
 
+@pytest.mark.long
 def test_what_is_not_answered_anywhere_is_undecided():
     class Refuses(Counter):
         "Answers only for the text that it expects, in whatever process."
@@ -381,6 +382,7 @@ def test_without_the_kernel_the_guard_remains(monkeypatch):
     assert 'missing here: network, files, system calls' in str(report)
 
 
+@pytest.mark.long
 def test_audits_side_by_side():
     "Each has its own processes, and its own end of the kernel's filter."
     with ThreadPoolExecutor(2) as pool:

@@ -1,6 +1,7 @@
 "Interrupted or killed at any moment, a run says how it goes on, and goes on."
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,11 @@ def interrupted(words, folder, ready, number=signal.SIGINT):
     ('packing:', signal.SIGINT, f'holds all that was trained; {AGAIN}'),
 ], ids=['imports', 'training', 'scoring'])
 def test_a_run_that_is_interrupted_says_what_is_kept(ready, number, kept, words, tmp_path):
-    assert kept in interrupted(words, tmp_path/'run', ready, number)
+    said = interrupted(words, tmp_path/'run', ready, number)
+    if said is None:                      # the signal came in a place that cannot raise, and the run ended
+        shutil.rmtree(tmp_path/'run')
+        said = interrupted(words, tmp_path/'run', ready, number)
+    assert kept in said
     assert not list(tmp_path.rglob('.*'))
     assert (tmp_path/'run').exists() == ('nothing' not in kept)
 

@@ -68,7 +68,7 @@ main(sys.argv[1:])
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     "Read-only, or some other user's."
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]): folder.chmod(0o755)
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]): folder.chmod(0o755)
     status, said, complained = ended([sys.executable, '-c', THEIRS, *FEW, '--out', 'theirs/run'], tmp_path)
     assert status == 1 and len(complained) == 1, complained
     assert complained[0].endswith('theirs/run: Permission denied; choose another folder')

@@ -2,6 +2,7 @@
 all of them one after another and prints a table: exit status, seconds, and what was said."""
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -51,7 +52,6 @@ artifact W/text.md
 artifact W/cut.golf
 artifact W/bad.golf
 evaluate W/run
-audit W/run2 --no-protocol
 train --resume W/run2
 train --resume W/run3
 study.grid W/nothere.json
@@ -69,7 +69,6 @@ train --optim.betas 0.9
 train --optim.warmdown-frac 2
 train --data.seq-len 0
 train --data.micro-batches 3
-train --eval.window 1
 train --reserve 500
 train --depth-at 0.5 0.2
 train --model.schedule "0 (1 2x3"
@@ -92,7 +91,6 @@ ttt RUN --chunk -5
 ttt W/nothere
 audit W/nothere
 audit nosuchmodule:Predictor
-audit json:loads
 report W/nothere
 report RUN W/empty
 data W/nothere
@@ -182,12 +180,13 @@ def words_of(line, W, run):
 
 
 def tried(line, W, run):
-    "Exit status, seconds, and the lines that were printed."
+    "Exit status, seconds, and the lines of the complaint; what was done before may have been told."
     begin = time.monotonic()
     how = dict(capture_output=True, text=True, cwd=W, timeout=60, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     try: done = subprocess.run(words_of(line, W, run), **how)
     except subprocess.TimeoutExpired: return None, 60., ['it goes on']
-    said = [text for text in (done.stdout + done.stderr).splitlines() if text.strip()]
+    said = [text for text in done.stderr.splitlines()
+            if text.strip() and not re.match(r'\d\d:\d\d:\d\d ', text)]      # a log begins with the time
     return done.returncode, time.monotonic() - begin, said
 
 

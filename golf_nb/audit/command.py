@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import Console, in_one_line, kept
+from ..console import Arguments, Console, in_one_line, kept
 from ..data import get_dataset
 from ..files import write_atomically
 from .folders import Heard, audit_folder
@@ -44,7 +44,7 @@ def main(
     arguments: list[str] | None = None,   # None: those of the command line
 ) -> int:                                 # 0: found nothing, 1: findings, 2: undecided, or not started
     "Audit a run, a submission, or a predictor."
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.audit', description=main.__doc__)
+    parser = Arguments(prog='python -m golf_nb.audit', description=main.__doc__)
     parser.add_argument('target',
                         help="a run directory, a folder of runs or a submission; or 'module:function'")
     parser.add_argument('--seconds', type=float, default=30., help='limit for scoring again (folders)')

@@ -25,7 +25,7 @@ from nbdev.clean import clean_nb
 from nbdev.config import get_config
 from nbdev.process import extract_directives
 
-from ..console import run
+from ..console import Arguments, run
 from ..files import write_atomically
 
 # %% ../../nbs/authoring/00_book.ipynb #1c61b303
@@ -235,7 +235,7 @@ def parse(
     argv: Sequence[str] | None = None,  # words of the command line; None: those of this process
 ) -> argparse.Namespace:
     "Read the command line."
-    parser = argparse.ArgumentParser('python -m golf_nb.authoring.book',
+    parser = Arguments('python -m golf_nb.authoring.book',
                                      description='Run notebooks; write modules and README from them.')
     commands = parser.add_subparsers(dest='command', required=True)
     run = commands.add_parser('run', help='run notebooks and store their outputs')

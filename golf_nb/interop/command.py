@@ -6,11 +6,11 @@
 __all__ = ['ALL_KINDS', 'main']
 
 # %% ../../nbs/interop/08_command.ipynb #d0b967fb
-import argparse
 from pathlib import Path
 
 import torch
 
+from ..console import Arguments
 from .vectors import FileReport, check, print_report
 from .vectors_model import MODEL_KINDS
 from .vectors_optim import OPTIM_KINDS
@@ -39,7 +39,7 @@ def main(
     arguments: list[str] | None = None,   # None: those of the command line
 ) -> int:                                 # 0: everything was compared, and agrees
     "Compare recorded vectors of the five systems with this package."
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.interop', description=main.__doc__)
+    parser = Arguments(prog='python -m golf_nb.interop', description=main.__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('check', help='compare a folder')
     command.add_argument('dir', type=Path, help='folder of npz files, e.g. with folders pr927, pr341, ...')

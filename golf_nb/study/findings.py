@@ -8,7 +8,6 @@ __all__ = ['NOT_RUN', 'TOO_FEW', 'FEWEST', 'VERDICTS', 'FindingError', 'lookup',
            'question_rows', 'draw_verdicts', 'draw_growth', 'main']
 
 # %% ../../nbs/study/05_findings.ipynb #f8e34a9e
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from golf_nb.study.statistics import (
     smallest_effect,
 )
 
-from ..console import run
+from ..console import Arguments, run
 from ..files import write_atomically
 from ..plots import COLORS, draw_seeds, entitle, markdown_table, style
 from .grid import jobs_of, read_grid, read_records
@@ -420,7 +419,7 @@ def draw_growth(
 # %% ../../nbs/study/05_findings.ipynb #2e123062
 def main() -> int:                 # exit status
     "Write the verdict of every prediction to a file."
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.study.findings', description=main.__doc__)
+    parser = Arguments(prog='python -m golf_nb.study.findings', description=main.__doc__)
     parser.add_argument('--grids', type=Path, default='nbs/experiments', help='default: %(default)s')
     parser.add_argument('--results', type=Path, default='results', help='records; default: %(default)s')
     chosen = parser.parse_args()

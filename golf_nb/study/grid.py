@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import ConfigError, RunConfig, change, differences, to_dict
-from ..console import SILENT, Console, at_once, clock, kept
+from ..console import SILENT, Arguments, Console, at_once, clock, kept
 from ..console import run as run_command
 from ..files import locked, sha256, write_atomically
 from ..presets import PresetError, get
@@ -504,7 +504,7 @@ def parse(
     arguments: Sequence[str] | None = None,   # None: those of the program
 ) -> argparse.Namespace:
     "Read the command line."
-    parser = argparse.ArgumentParser(prog='python -m golf_nb.study.grid', description=PURPOSE)
+    parser = Arguments(prog='python -m golf_nb.study.grid', description=PURPOSE)
     parser.add_argument('grids', nargs='+', type=Path, metavar='GRID', help='e.g. nbs/experiments/e01.json')
     parser.add_argument('--list', action='store_true', help='only print the state of each run')
     parser.add_argument('--only', default='*', metavar='PATTERN', help="runs whose name fits, e.g. 'R4-*'")
