@@ -78,15 +78,16 @@ def whole(folder, steps):
 
 def survive(folder, words, steps, seconds, kills, draw):
     "One run: killed, resumed, finished; the hash of its artifact, and where it was hit."
-    hit = []
+    hit, ended = [], False
     for _ in range(kills):
         again = (folder/'config.json').exists()
         process = started([*TRAIN, '--resume', folder] if again else [*TRAIN, *words, '--out', folder])
         number = SIGNALS[(draw.number + len(hit)) % 3]
         where = kill(process, draw.uniform(0.4, seconds), number)
-        if where is None: break
+        ended = where is None
+        if ended: break
         hit.append((number.name, where))
-    if not (folder/'report.json').exists():
+    if not ended:              # a report may be there, and its writer killed before it let the folder go
         again = (folder/'config.json').exists()
         process = started([*TRAIN, '--resume', folder] if again else [*TRAIN, *words, '--out', folder])
         said, complained = process.communicate()
