@@ -400,7 +400,7 @@ class _Search:
         if fits: self.found.append(f'{words}: {size:,} bytes')
         return fits
 
-
+# %% ../nbs/19_artifact.ipynb #644f814e
 def what_fits(
     path: str | Path,      # an artifact
     cap: int,              # largest allowed size in bytes

@@ -97,7 +97,7 @@ def is_terminal(
     "Does somebody look at this?"
     return stream is not None and stream.isatty()
 
-
+# %% ../nbs/04_console.ipynb #93100f75
 class Console:
     "Where a command speaks: bars on a terminal, lines in a file."
     def __init__(self,
@@ -195,7 +195,7 @@ def _farewell() -> int:
         with suppress(OSError, ValueError): print(text, file=sys.stderr, flush=True)
     return 128 + _asked[0] if _asked and _asked[0] != signal.SIGINT else INTERRUPTED
 
-
+# %% ../nbs/04_console.ipynb #f5dbd21b
 def _end_now():
     "End the process without unwinding."
     status = _farewell()

@@ -282,7 +282,7 @@ def _at_most(config: RunConfig, option: str, holds: Callable[[RunConfig], bool],
 
 def _gigabytes(bytes: float) -> str: return f'{bytes/1e9:,.1f} GB'
 
-
+# %% ../nbs/03_limits.ipynb #80ab0093
 def memory_rules(
     config: RunConfig,
     memory: int | None,   # bytes of this machine; None: unknown
@@ -425,7 +425,7 @@ def option(
     shown = ' '.join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f'--{path.replace("_", "-")} {shown}'.strip()
 
-
+# %% ../nbs/03_limits.ipynb #f77e8ed9
 def check(
     config: RunConfig,
     processes: int = 1,

@@ -195,7 +195,7 @@ def draw_ledger(
             f'{total:,} bytes in all')
     return figure
 
-
+# %% ../nbs/23_report.ipynb #929ae595
 def draw_schedule(
     schedule: Schedule,
     name: str,                # of the preset

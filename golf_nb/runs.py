@@ -118,7 +118,7 @@ def check_texts(
     here = read_corpus(config.data.source, config.data.column).identity
     _refuse(folder, config, changed({part: recorded.get(part) for part in here}, here), 'data.json')
 
-
+# %% ../nbs/20_runs.ipynb #a6c29875
 def check_identity(
     folder: Path,                  # a run directory
     config: RunConfig,             # says where the data is

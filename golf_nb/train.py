@@ -206,7 +206,7 @@ def main(
     except BrokenPipeError: raise                      # of our output: `run` knows it
     except (OSError, ValueError, PresetError) as error: _end(error, folder)
 
-
+# %% ../nbs/26_train.ipynb #32d77763
 def _train(command: Command, folder: Path, again: bool, said: str) -> int:
     "Train in this process, which may be one of several."
     with at_once():

@@ -192,7 +192,7 @@ def resume(
     prolong(run, before, console)
     return True
 
-
+# %% ../nbs/25_trainer.ipynb #d9016af6
 def _restore(run: Run, tensors: dict[str, Tensor]):
     "Load the tensors of a checkpoint into model, optimizers, and averages."
     parts: dict[str, dict[str, Tensor]] = {}
@@ -339,7 +339,7 @@ def fit(
         keep(run, folder, console)
     return run.finished
 
-
+# %% ../nbs/25_trainer.ipynb #d64f3fc9
 def _count_from(phase: Phase, seconds: float):
     "Let a phase count what earlier processes did, or its estimate of the time left would be wrong."
     phase.began -= seconds

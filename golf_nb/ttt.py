@@ -67,7 +67,7 @@ def _parsed(default: Command, words: list[str]) -> Command:
         print(f'error: {said}', file=sys.stderr)
         raise SystemExit(2) from None
 
-
+# %% ../nbs/22_ttt.ipynb #79def389
 def read_command(
     arguments: list[str] | None = None,   # None: those of the program
 ) -> Command:

@@ -78,14 +78,14 @@ _ADDS = ('append', 'extend', 'add', 'add_', 'put', 'insert', 'appendleft', 'push
          'record', 'index_add_', 'scatter_add_', 'scatter_', 'index_put_', 'copy_', 'fill_')
 _OPTIMIZERS = re.compile(r'SGD|Adam|Muon|Optim|Lion|RMSprop|Adagrad|LBFGS|Soap|Shampoo', re.I)
 
-
+# %% ../../nbs/audit/13_calls.ipynb #4d7907b6
 def _seen(value: Value) -> tuple:
     "What of an argument decides what a model returns."
     const = value.const if isinstance(value.const, int | str | float | bool | type(None)) else UNKNOWN
     inner = tuple(map(_seen, value.items)) if value.items is not None else ()
     return frozenset(held(value).marks), const, tuple(map(id, value.things)), inner
 
-
+# %% ../../nbs/audit/13_calls.ipynb #b1ccad61
 class Calls(Choices):
     "Values of calls."
     def _of_Call(self, node, frame):

@@ -65,7 +65,7 @@ def find_logs(
         if log.steps or log.scores or log.sizes or log.problems: logs.append(log)
     return logs, copies
 
-
+# %% ../../nbs/audit/17_evidence.ipynb #e1fdef0c
 def seed_of(
     log: Log,
 ) -> int | None:      # of its name, or of its settings
@@ -269,7 +269,7 @@ def seed_rows(
             rows.append(Row(check, 'undecided', evidence))
     return rows + _configuration_rows(found, logs)
 
-
+# %% ../../nbs/audit/17_evidence.ipynb #2b634cbb
 def _chosen_seeds(claim: Claim) -> list[Row]:
     "Does README score more seeds than the claim averages?"
     score, columns = claim.score(), {}
@@ -380,7 +380,7 @@ def _weights(weights: dict[str, int]) -> dict[str, int]:
         groups[group], kept[name] = name, size
     return kept
 
-
+# %% ../../nbs/audit/17_evidence.ipynb #03a4e356
 def _size_row(found: Evidence, log: Log, code: int) -> Row:
     "The size that one log states."
     check, sizes = 'budget artifact', log.sizes
@@ -444,7 +444,7 @@ def clock_rows(
             rows.append(Row('C3 calibration data', 'fail', evidence))
     return rows + _running_rows(logs)
 
-
+# %% ../../nbs/audit/17_evidence.ipynb #aa01f453
 def _untimed(log: Log) -> list[Row]:
     "Calibration that reads training data after steps that took all the time, and has no clock of its own."
     total, told = training_seconds_of(log)
@@ -561,7 +561,7 @@ def _constant_row(log: Log) -> list[Row]:
     evidence = f'{log.at(log.ratios[0].line)}: {each}: a constant, not a count'
     return [Row('bytes of the text', 'fail', evidence)]
 
-
+# %% ../../nbs/audit/17_evidence.ipynb #5515644e
 def _bytes_row(log: Log, tokens: float) -> list[Row]:
     "Check the bytes that each score of a log implies."
     due, wrong, seen = EARLIER.get(int(tokens), TEXT_BYTES), [], 0

@@ -36,7 +36,7 @@ from golf_nb.audit.walk import (
 _HASHES = (ast.BitXor, ast.Mod, ast.BitAnd)
 _PLAIN = ('shape', 'ndim', 'dtype', 'device', 'itemsize', 'nbytes', 'is_cuda', 'requires_grad', 'training')
 
-
+# %% ../../nbs/audit/12_expressions.ipynb #8d5a14d7
 class Expressions(Stores):
     "Values of expressions."
     def value(self, node: ast.AST | None, frame: Frame, quiet: bool = False) -> Value:

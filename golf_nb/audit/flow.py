@@ -107,7 +107,7 @@ def _cut(tree: ast.AST, events: list[Event]) -> Iterator[Finding]:
             yield Finding(check, 'a part of the text is not scored', Step(line, what, score.step),
                           score.guards)
 
-
+# %% ../../nbs/audit/14_flow.ipynb #2e229bd0
 def _left_out(node: ast.AST) -> Iterator[tuple[int, str]]:
     "Places where a loop over text ends early, or skips."
     if not isinstance(node, ast.For): return
@@ -189,7 +189,7 @@ def _row(flow: Flow, check: str, fine: str, known: bool = True) -> Row:
         return Row(check, 'undecided', f'{maybe[0].doubt or f"unless {flags}"}: {maybe[0].evidence}')
     return Row(check, verdict_of(False, known), fine)
 
-
+# %% ../../nbs/audit/14_flow.ipynb #5d893d38
 def flow_rows(
     tree: ast.Module,
     settings: Mapping[str, Any] | None = None,   # as in `follow`
@@ -225,7 +225,7 @@ def pattern_rows(
 _SET = re.compile(r'(?:^|[\s`])(?:export +|ENV +)?([A-Z][A-Z0-9_]{2,})=(["\']?)([\w./+-]*)\2(?=[\s`\\;]|$)',
                   re.M)
 
-
+# %% ../../nbs/audit/14_flow.ipynb #cba6b766
 def told_settings(
     folder: Path,           # of a submission
     source: str,            # of its script
@@ -258,7 +258,7 @@ def _modules(tree: ast.AST) -> list[str]:
     names += [n.module or '' for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     return sorted({name.split('.')[0] for name in names if name})
 
-
+# %% ../../nbs/audit/14_flow.ipynb #1c53a84b
 def script_rows(
     script: Path,                                # of a submission; other files of its folder may be read
     settings: Mapping[str, Any] | None = None,   # as in `follow`

@@ -157,7 +157,7 @@ def _agree(a: Any, b: Any) -> bool:
     if not all(type(value) in (int, float) for value in (a, b)): return a == b
     return math.isclose(a, b, rel_tol=1e-5)
 
-
+# %% ../../nbs/audit/19_folders.ipynb #fb562d3e
 def _disagreements(found: Evidence) -> Iterator[str]:
     "Where the files of a run contradict each other."
     report, scores = found.report, found.scores or {}
@@ -441,7 +441,7 @@ def _adapted_row(found: Evidence, seconds: float) -> list[Row]:
     told = 'nothing' if again is None else f'{again:.6f}'
     return [Row(check, verdict_of(off), f'ttt: {reported:.6f} reported, {told} scored again')]
 
-
+# %% ../../nbs/audit/19_folders.ipynb #ded2d6d1
 class Heard(Party):
     "A predictor in a process of its own; every answer moves a phase."
     def __init__(self, phase: Phase, *given: Any):

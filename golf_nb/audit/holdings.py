@@ -294,7 +294,7 @@ def _as_array(holder: Any) -> np.ndarray | None:
     found = np.frombuffer(holder, np.uint8) if isinstance(holder, bytes | bytearray) else np.asarray(holder)
     return found if found.dtype.kind in 'iu' and found.nbytes <= _WIDEST else None
 
-
+# %% ../../nbs/audit/03_holdings.ipynb #29e4f385
 def _overlap(
     numbers: np.ndarray,
     tokens: np.ndarray,
@@ -339,7 +339,7 @@ def put_decoys(
             _put(holder, numbers, at, false[token:token + length])
     return count
 
-
+# %% ../../nbs/audit/03_holdings.ipynb #6e52243b
 def _put(holder: Any, numbers: np.ndarray, at: int, values: np.ndarray):
     "Write numbers into a sequence."
     if isinstance(holder, list | collections.deque):
@@ -549,7 +549,7 @@ class Watch:
         if writes: return f'{call} {path}, to write'
         return '' if self.given.allows(path) or not os.path.isfile(path) else f'{call} {path}'
 
-
+# %% ../../nbs/audit/03_holdings.ipynb #5c4fb47e
 def _memory(pid: int, address: int, size: int) -> bytes:
     "Read the memory of a process that waits."
     with open(f'/proc/{pid}/mem', 'rb', 0) as memory: return os.pread(memory.fileno(), size, address)

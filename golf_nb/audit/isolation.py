@@ -653,7 +653,7 @@ class Party:
 
     def __exit__(self, *_): self.close()
 
-
+# %% ../../nbs/audit/04_isolation.ipynb #28e04ec0
 def _rules_for(given: Any, artifact: Any) -> Given:
     "What the process of a predictor may read; a file's neighbours are its code."
     place = given.rpartition(':')[0] if isinstance(given, str) else ''
@@ -662,4 +662,3 @@ def _rules_for(given: Any, artifact: Any) -> Given:
     sys.path.insert(0, folder)
     try: return Given.to(artifact)
     finally: sys.path.remove(folder)
-

@@ -287,7 +287,7 @@ def _opened(source: str, place: Path | None, script: str, notes: list[str]) -> s
         return _spliced(source, tree, call, readable(inner))
     return None
 
-
+# %% ../../nbs/audit/08_packed.ipynb #5865f57c
 def _spliced(source: str, tree: ast.Module, call: ast.Call, inner: str) -> str:
     "Put what was unpacked where it was run, if anything else is done around it."
     def idle(node):

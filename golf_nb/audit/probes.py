@@ -64,7 +64,7 @@ def row_faults(
     return [f'row {lo + int(np.argmax(which))} has {name} (logsumexp {total[np.argmax(which)]:.3g})'
             for name, which in bad.items() if which.any()]
 
-
+# %% ../../nbs/audit/05_probes.ipynb #39d5815b
 def apart(
     one: np.ndarray | None,      # log-probabilities
     other: np.ndarray | None,
@@ -81,7 +81,6 @@ def rows_apart(one: Pass, other: Pass) -> float:
     "Measure the largest difference between the rows of two runs."
     if one.rows.keys() != other.rows.keys(): return math.inf
     return max((apart(row, other.rows[p]) for p, row in one.rows.items()), default=0.)
-
 
 # %% ../../nbs/audit/05_probes.ipynb #ebf61cab
 def random_cuts(

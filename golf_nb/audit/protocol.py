@@ -203,7 +203,7 @@ def _provenance_row(case: Case, explained: str) -> Row:
     elif knows: evidence += ': it was fitted before; to what, only its log and training code can show'
     return Row('C1 provenance', verdict_of(False, not knows or bool(explained)), evidence)
 
-
+# %% ../../nbs/audit/06_protocol.ipynb #2687c065
 def _order_row(case: Case, explained: str) -> Row:
     "C1: does it know in what order this text comes?"
     block = max(min(_BLOCK, (len(case.stream) - case.cuts[0])//6), 2)
@@ -279,7 +279,7 @@ def _learning_rows(case: Case) -> list[Row]:
                     else evidence))
     return [*rows, _declared_row(case, [silent, delayed])]
 
-
+# %% ../../nbs/audit/06_protocol.ipynb #4c3c9296
 def _declared_row(case: Case, runs: list[Pass]) -> Row:
     "Does state that is not declared change a score, or a later state?"
     results, unasked = [undeclared_effects(case.base, other) for other in runs], 0
@@ -316,7 +316,6 @@ def _another_past(case: Case, since: int) -> tuple[Pass, dict[int, np.ndarray | 
             if at == lo: swapper.ask('ask', lo, hi)
         case.again(stream(), cuts=case.cuts[:end + 1], before_score=ask)
     return other, swapper.rows
-
 
 # %% ../../nbs/audit/06_protocol.ipynb #fe02dc86
 def _ledger_rows(case: Case, claimed: Mapping[str, float] | None, seconds: float) -> list[Row]:

@@ -145,7 +145,7 @@ class Stream:
         head = np.asarray(table.base)[ids[:1]].astype(np.int64)
         return np.concatenate([head, table.token_bytes(ids[1:], ids[:-1], np.arange(len(ids) - 1))])
 
-
+# %% ../../nbs/audit/01_stream.ipynb #0cf4b8f6
 def other_bytes(table: Any) -> Any:
     "Count the bytes of changed tokens: a sidecar knows only its own text."
     return getattr(table, 'by_piece', table)

@@ -93,7 +93,7 @@ class Value:
 
 NOTHING = Value()
 
-
+# %% ../../nbs/audit/10_values.ipynb #6c93aa71
 def join(*values: 'Value | None') -> Value:
     "What may be any of several values."
     values = [value for value in values if value is not None]

@@ -53,7 +53,7 @@ class Function:
     @property
     def name(self): return getattr(self.node, 'name', 'lambda')
 
-
+# %% ../../nbs/audit/11_walk.ipynb #fb9c4d5e
 @dataclass(eq=False)
 class Class:
     "A class of the script."
@@ -94,7 +94,7 @@ class Gradient(NamedTuple):
     "What `grad(f)` gives: calling it trains on what it is called with."
     function: Value
 
-
+# %% ../../nbs/audit/11_walk.ipynb #f878ac72
 class Frame:
     "Variables of a function, a class, or the module."
     def __init__(self, parent: 'Frame | None' = None, depth: int = 0):
@@ -134,7 +134,7 @@ _PARAMETER = re.compile(r'^p$|(^|_)(params?|parameters?)$')
 PER_RANK = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')
 _KEPT = ('val', 'score', 'filled')
 
-
+# %% ../../nbs/audit/11_walk.ipynb #97db9a28
 class State:
     "What a walk knows, and what it noted."
     def __init__(self, tree: ast.Module, switched: bool = False, settings: Mapping[str, Any] | None = None,
@@ -200,7 +200,7 @@ def _written(nodes: tuple[ast.AST, ...]) -> set[str]:
     return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)
             and isinstance(n.ctx, ast.Store)}
 
-
+# %% ../../nbs/audit/11_walk.ipynb #735ec198
 class Statements(State):
     "Walk statements in order; tell whether the end of a block is reached."
     def block(self, nodes: Sequence[ast.stmt], frame: Frame) -> bool:
@@ -405,7 +405,7 @@ def is_parameter(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute): return node.attr in ('data', 'weight', 'bias', 'params')
     return isinstance(node, ast.Name) and bool(_PARAMETER.search(node.id))
 
-
+# %% ../../nbs/audit/11_walk.ipynb #35921b57
 class Stores(Statements):
     "Assignments."
     def assign(self, target: ast.AST, value: Value, frame: Frame, node: ast.AST, added: Value | None = None):

@@ -159,7 +159,7 @@ class Finding:
                        'seeds': seeds, 'smallest visible': '' if alike else f'{self.smallest:.4f}',
                        'verdict': self.verdict}
 
-
+# %% ../../nbs/study/05_findings.ipynb #f0085e0c
 def arms_of(
     expect: Mapping,                # an expectation of a grid
 ) -> set[str]:
@@ -381,7 +381,7 @@ def _draw_stretch(axes: Axes, grown: Mapping):
                       label='largest singular values')
     axes.semilogy(depth, grown['typical_gain'], color=COLORS['float'], lw=1, label='typical gain')
 
-
+# %% ../../nbs/study/05_findings.ipynb #35461a9c
 def _draw_row(row: np.ndarray, arm: str, records: Sequence[Mapping]):
     "Draw one arm: its errors on the left, its stretch on the right."
     for record in records:

@@ -219,7 +219,7 @@ def state_of(
     if (job.folder/'report.json').exists(): return 'to measure'
     return 'begun' if (job.folder/'checkpoint').exists() else 'new'
 
-
+# %% ../../nbs/study/02_grid.ipynb #29516c4b
 def steps_done(
     job: Job,
 ) -> float:      # share of its training, 0..1, by the log
